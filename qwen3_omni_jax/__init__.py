@@ -1,0 +1,1 @@
+"""Qwen3-Omni in JAX/Flax."""

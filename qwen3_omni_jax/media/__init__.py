@@ -1,0 +1,1 @@
+"""Media and text to numpy arrays; never imports jax."""

@@ -1,0 +1,1 @@
+"""The networks: pure functions over parameter trees, and the Flax modules that declare those trees."""

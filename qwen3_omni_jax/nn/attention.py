@@ -1,0 +1,114 @@
+"""Softmax attention: one function for every network; what may see what is an argument, not another function.
+
+Who sees whom is told by two integers per token: its *segment* (document, audio window, video frame; 0 = padding, which sees
+and is seen by nobody) and its *index* (its slot in time, for causal and windowed attention).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ..shapes import Array, Bool, Float, Int
+
+# Above this many scores per head the blockwise form is used, so that no [T, S] matrix is ever built.
+DENSE_SCORES = 2048 * 2048
+BLOCK = 512
+
+
+def attention(
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B S K H'],
+  v: Float[Array, 'B S K H'],
+  *,
+  q_segment: Int[Array, 'B T'],
+  k_segment: Int[Array, 'B S'],
+  q_index: Int[Array, 'B T'] | None = None,
+  k_index: Int[Array, 'B S'] | None = None,
+  causal: bool = False,
+  window: int | None = None,
+  backend: str | None = None,
+) -> Float[Array, 'B T N H']:
+  """softmax(q k^T / sqrt(H)) v over the tokens each query may see; N/K query heads share a key-value head.
+
+  A query sees keys of its own non-zero segment; with `causal` only those with k_index <= q_index; with `window` only those
+  with q_index - k_index < window. Indices default to 0, 1, 2, …  Scores and softmax are float32. A query that sees
+  nothing (padding) gives zeros. backend: 'dense' | 'blockwise' | None (by size).
+  """
+  B, T, N, H = q.shape
+  S, K = k.shape[1], k.shape[2]
+  if q_index is None:
+    q_index = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+  if k_index is None:
+    k_index = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
+  sees = functools.partial(_sees, causal=causal, window=window)
+  q = (q * jnp.asarray(H**-0.5, q.dtype)).reshape(B, T, K, N // K, H)
+  if backend is None:
+    backend = 'dense' if T * S <= DENSE_SCORES else 'blockwise'
+  form = {'dense': _dense, 'blockwise': _blockwise}[backend]
+  return form(q, k, v, (q_segment, q_index), (k_segment, k_index), sees).reshape(B, T, N, H)
+
+
+def _sees(query, key, *, causal: bool, window: int | None) -> Bool[Array, 'B T S']:
+  (q_segment, q_index), (k_segment, k_index) = query, key
+  mask = (q_segment[:, :, None] == k_segment[:, None, :]) & (q_segment[:, :, None] != 0)
+  distance = q_index[:, :, None] - k_index[:, None, :]
+  if causal:
+    mask &= distance >= 0
+  if window is not None:
+    mask &= distance < window
+  return mask
+
+
+_LOWEST = -1e30  # finite, so that a fully masked block gives exp(0) * 0 weights and never NaN
+
+
+def _scores(q, k, mask):
+  scores = jnp.einsum('BTKGH,BSKH->BKGTS', q, k, preferred_element_type=jnp.float32)
+  return jnp.where(mask[:, None, None], scores, _LOWEST)
+
+
+def _dense(q, k, v, query, key, sees):
+  mask = sees(query, key)
+  scores = _scores(q, k, mask)
+  weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True)) * mask[:, None, None]
+  total = weights.sum(axis=-1, keepdims=True)
+  weights = weights / jnp.where(total == 0, 1, total)
+  return jnp.einsum('BKGTS,BSKH->BTKGH', weights.astype(v.dtype), v)
+
+
+def _blockwise(q, k, v, query, key, sees):
+  """Running softmax over [BLOCK, BLOCK] tiles; a tile nobody sees into is skipped, and tiles are recomputed backward."""
+  T, S = q.shape[1], k.shape[1]
+  pad = lambda x, n: jnp.pad(x, [(0, 0), (0, -n % BLOCK)] + [(0, 0)] * (x.ndim - 2))
+  split = lambda x, n: jnp.moveaxis(pad(x, n).reshape(x.shape[0], -1, BLOCK, *x.shape[2:]), 1, 0)
+  queries = split(q, T), *(split(x, T) for x in query)  # padding gets segment 0
+  keys = split(k, S), split(v, S), *(split(x, S) for x in key)
+
+  def one_query_block(_, block):
+    q_block, *who = block
+
+    @jax.checkpoint
+    def add_key_block(carry, key_block):
+      k_block, v_block, *whom = key_block
+      mask = sees(who, whom)
+
+      def visible(carry):
+        top, total, out = carry
+        scores = _scores(q_block, k_block, mask)
+        new_top = jnp.maximum(top, scores.max(axis=-1))
+        weights = jnp.exp(scores - new_top[..., None]) * mask[:, None, None]
+        shrink = jnp.exp(top - new_top)
+        update = jnp.einsum('BKGTS,BSKH->BKGTH', weights.astype(v.dtype), v_block, preferred_element_type=jnp.float32)
+        return new_top, total * shrink + weights.sum(axis=-1), out * shrink[..., None] + update
+
+      return jax.lax.cond(mask.any(), visible, lambda carry: carry, carry), None
+
+    shape = (*(q_block.shape[i] for i in (0, 2, 3)), BLOCK)
+    start = (jnp.full(shape, _LOWEST), jnp.zeros(shape), jnp.zeros((*shape, q_block.shape[-1])))
+    (_, total, out), _ = jax.lax.scan(add_key_block, start, keys)
+    out = out / jnp.where(total == 0, 1, total)[..., None]
+    return None, jnp.einsum('BKGTH->BTKGH', out).astype(v.dtype)
+
+  _, out = jax.lax.scan(one_query_block, None, queries)
+  return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :T]

@@ -1,0 +1,1 @@
+"""Small command-line tools; `qwen3-omni` is their front."""
