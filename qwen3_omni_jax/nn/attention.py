@@ -71,7 +71,7 @@ def _scores(q, k, mask):
 def _dense(q, k, v, query, key, sees):
   mask = sees(query, key)
   scores = _scores(q, k, mask)
-  weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True)) * mask[:, None, None]
+  weights = jnp.where(mask[:, None, None], jnp.exp(scores - scores.max(axis=-1, keepdims=True)), 0)
   total = weights.sum(axis=-1, keepdims=True)
   weights = weights / jnp.where(total == 0, 1, total)
   return jnp.einsum('BKGTS,BSKH->BTKGH', weights.astype(v.dtype), v)
@@ -97,7 +97,7 @@ def _blockwise(q, k, v, query, key, sees):
         top, total, out = carry
         scores = _scores(q_block, k_block, mask)
         new_top = jnp.maximum(top, scores.max(axis=-1))
-        weights = jnp.exp(scores - new_top[..., None]) * mask[:, None, None]
+        weights = jnp.where(mask[:, None, None], jnp.exp(scores - new_top[..., None]), 0)
         shrink = jnp.exp(top - new_top)
         update = jnp.einsum('BKGTS,BSKH->BKGTH', weights.astype(v.dtype), v_block, preferred_element_type=jnp.float32)
         return new_top, total * shrink + weights.sum(axis=-1), out * shrink[..., None] + update

@@ -1,0 +1,37 @@
+"""Shared set-up: eight CPU devices, strict dtypes, a persistent compilation cache, and checkpoints made once a session."""
+
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8').strip()
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+CACHE = ROOT / '.cache' / 'jax'
+
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_compilation_cache_dir', str(CACHE))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+@pytest.fixture(scope='session')
+def tiny_folder(tmp_path_factory) -> pathlib.Path:
+  """A tiny Instruct checkpoint in the published layout."""
+  from qwen3_omni_jax.tools.tiny import make_checkpoint
+
+  folder = tmp_path_factory.mktemp('tiny') / 'hf'
+  make_checkpoint(folder, preset='tiny', seed=0)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def samples(tmp_path_factory) -> dict[str, pathlib.Path]:
+  """Sample media files by name (see tools.sample_media)."""
+  from qwen3_omni_jax.tools.sample_media import write_samples
+
+  return write_samples(tmp_path_factory.mktemp('samples'))

@@ -1,0 +1,66 @@
+"""Every form of the expert computation equals the dense one, forward and backward, whatever the routing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen3_omni_jax.nn.moe import FORMS, Experts, experts_form, moe, moe_spec, route
+from qwen3_omni_jax.nn.params import init_params
+
+D, F, E, A, LAYERS = 12, 7, 6, 2, 3
+
+
+@pytest.fixture
+def params():
+  return init_params(moe_spec(D, F, E, shared_ffn=5), jax.random.key(0))
+
+
+def skewed(x, router, kind):
+  """Tokens whose routing is balanced, all to the same experts, or to only a few."""
+  if kind == 'one':
+    return jnp.broadcast_to(x[:1], x.shape)
+  return jnp.where((jnp.arange(len(x)) % 3 == 0)[:, None], x, x[:1]) if kind == 'few' else x
+
+
+@pytest.mark.parametrize('form', ['gathered', 'ragged', 'blocked'])
+@pytest.mark.parametrize('kind', ['balanced', 'few', 'one'])
+@pytest.mark.parametrize('tokens', [1, 37])
+def test_forms_equal_dense_forward_and_backward(params, form, kind, tokens):
+  x = skewed(jax.random.normal(jax.random.key(1), (tokens, D)), params['router'], kind)
+
+  def loss(x, params, form):
+    return jnp.sum(jnp.sin(moe(x, params, Experts.of_layer(params['experts']), A, True, form)[0]))
+
+  value, grads = jax.value_and_grad(loss, (0, 1))(x, params, form)
+  expected, expected_grads = jax.value_and_grad(loss, (0, 1))(x, params, 'dense')
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), grads, expected_grads)
+
+
+@pytest.mark.parametrize('form', sorted(FORMS))
+def test_experts_in_stack_are_those_of_the_layer(form):
+  stack = jax.vmap(lambda k: init_params(moe_spec(D, F, E)['experts'], k))(jax.random.split(jax.random.key(2), LAYERS))
+  router = jax.random.normal(jax.random.key(3), (D, E))
+  x = jax.random.normal(jax.random.key(4), (5, D))
+  routing = route(x, router, A, True)
+  for layer in range(LAYERS):
+    alone = FORMS[form](x, routing, Experts.of_layer(jax.tree.map(lambda w, i=layer: w[i], stack)))
+    np.testing.assert_allclose(FORMS[form](x, routing, Experts.in_stack(stack, jnp.int32(layer))), alone, atol=1e-6)
+
+
+def test_route_picks_the_most_probable_experts_and_normalises():
+  x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+  router = jnp.array([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])
+  routing = route(x, router, 2, True)
+  np.testing.assert_array_equal(routing.experts, [[0, 2], [1, 2]])
+  e = np.exp(1.0)
+  np.testing.assert_allclose(routing.weights, [[e / (e + 1), 1 / (e + 1)]] * 2, rtol=1e-6)
+  np.testing.assert_allclose(routing.probs.sum(axis=-1), 1, rtol=1e-6)
+  raw = route(x, router, 2, False)
+  np.testing.assert_allclose(raw.weights[0], np.sort(np.asarray(routing.probs[0]))[::-1][:2], rtol=1e-6)
+
+
+def test_few_tokens_read_few_experts():
+  assert experts_form(1, 8, 128) == 'gathered'
+  assert experts_form(2048, 8, 128) == 'blocked'  # on CPU, where the tests run

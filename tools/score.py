@@ -1,0 +1,30 @@
+"""`qwen3-omni score`: how probable the model finds the last assistant turn of a conversation."""
+
+import argparse
+import json
+
+from .conversation import add_input_arguments, add_model_arguments, prompt_options, read_conversation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  add_model_arguments(parser)
+  add_input_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+  import pathlib
+
+  if not args.input:
+    raise ValueError('give --input conversation.json, ending with the assistant turn to score')
+  messages, extra = read_conversation(args.input)
+  from ..infer.omni import Omni
+
+  omni = Omni.load(args.model, dtype=args.dtype, media_root=args.media_root or pathlib.Path(args.input).parent)
+  score = omni.score([messages], **prompt_options(args), **extra)[0]
+  if args.json:
+    print(json.dumps(score.to_json(), ensure_ascii=False))
+  else:
+    for token, logprob in zip(score.tokens, score.logprobs, strict=True):
+      print(f'{logprob:10.4f}  {token!r}')
+    print(f'{score.total_logprob:10.4f}  total of {len(score.tokens)} tokens')
+  return 0
