@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint parity
 
 setup: .venv/.ready
 
@@ -21,6 +21,11 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The parity table of the README, from a run of the parity tests.
+parity: setup
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/parity --parity-report docs/parity.json
+	$(BIN)/python tools/parity_table.py --report docs/parity.json
 
 test: lint
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest

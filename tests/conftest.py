@@ -35,3 +35,14 @@ def samples(tmp_path_factory) -> dict[str, pathlib.Path]:
   from qwen3_omni_jax.tools.sample_media import write_samples
 
   return write_samples(tmp_path_factory.mktemp('samples'))
+
+
+def pytest_addoption(parser):
+  parser.addoption('--parity-report', metavar='JSON', help='write what the parity tests measured to this file')
+
+
+def pytest_sessionfinish(session):
+  if path := session.config.getoption('--parity-report'):
+    from tests.parity import report
+
+    report.write(path)
