@@ -1,12 +1,23 @@
 """The vision encoder: patches of images and video frames to features, with deepstack levels from layers on the way.
 
-Every frame is a row of the batch: attention is within a frame, so a video is its frames. Patches come in merge-block order
-(the four patches that become one feature are neighbours).
+Every frame is a row of the batch: attention is within a frame, so a video is its frames. Patches come in merge-block
+order (the four patches that become one feature are neighbours).
 """
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
 from ..config import VisionConfig
-from ..nn.layers import layer_norm_spec, linear_spec
-from ..nn.params import Param, Spec, stack
+from ..nn import rope
+from ..nn.attention import attention
+from ..nn.layers import gelu, gelu_tanh, layer_norm, layer_norm_spec, linear, linear_spec
+from ..nn.params import Param, Spec, declare, stack
+from ..shapes import Array, Float, Int, Params
+
+NORM_EPS = 1e-6  # of every layer norm; fixed in the reference
+ROPE_THETA = 10_000.0  # fixed in the reference
 
 
 def vision_spec(cfg: VisionConfig) -> Spec:
@@ -31,11 +42,10 @@ def vision_spec(cfg: VisionConfig) -> Spec:
     'patch': linear_spec(cfg.patch_dim, D, ('patch', 'embed')),
     'positions': Param((cfg.num_position_embeddings, D), ('positions', 'embed'), fan_in=D),
     'layers': stack(cfg.depth, layer),
-    'merger': _merger_spec(cfg, cfg.hidden_size),
+    'merger': _merger_spec(cfg, D),
   }
   if cfg.deepstack_visual_indexes:
-    merged = cfg.hidden_size * cfg.spatial_merge_size**2
-    spec['deepstack'] = stack(len(cfg.deepstack_visual_indexes), _merger_spec(cfg, merged))
+    spec['deepstack'] = stack(len(cfg.deepstack_visual_indexes), _merger_spec(cfg, D * cfg.spatial_merge_size**2))
   return spec
 
 
@@ -46,3 +56,102 @@ def _merger_spec(cfg: VisionConfig, normed: int) -> Spec:
     'up': linear_spec(merged, merged, ('embed', 'mlp')),
     'down': linear_spec(merged, cfg.out_hidden_size, ('mlp', 'embed')),
   }
+
+
+def encode_vision(
+  params: Params,
+  cfg: VisionConfig,
+  patches: Float[Array, 'R P C'],
+  rows: Int[Array, 'R P'],
+  cols: Int[Array, 'R P'],
+  heights: Int[Array, 'R'],
+  widths: Int[Array, 'R'],
+  length: Int[Array, 'R'],
+  *,
+  remat: bool = False,
+) -> tuple[Float[Array, 'R S D'], Float[Array, 'I R S D']]:
+  """(features, deepstack levels) of R frames, S = P/4; a frame's first length/4 rows are valid, the rest is padding.
+
+  A frame is an image, or two successive pictures of a video. patches: flattened (channel, time, height, width) as the
+  processor makes them. rows, cols: coordinates of each patch in its frame's grid of heights x widths patches. length:
+  valid patches, 0 for an unused frame.
+  """
+  R, P, _ = patches.shape
+  group = cfg.spatial_merge_size**2
+  if P % group:
+    raise ValueError(f'{P} patches per frame: expected a multiple of {group}; pad the frames')
+  segment = (jnp.arange(P) < length[:, None]).astype(jnp.int32)
+  # Half of the rotated pairs turn with the row, half with the column.
+  angle = jnp.concatenate([rope.angles(at, cfg.head_dim // 2, ROPE_THETA) for at in (rows, cols)], axis=-1)
+  x = linear(patches, params['patch'])
+  x = x + position_embedding(params['positions'], cfg.grid_side, rows, cols, heights, widths).astype(x.dtype)
+  levels = len(cfg.deepstack_visual_indexes)
+  # Every layer writes its output to the slot of the next deepstack level, where the level's own layer writes last;
+  # layers after the last level write to a spare slot.
+  slots = np.searchsorted(cfg.deepstack_visual_indexes, np.arange(cfg.depth)).astype(np.int32)
+
+  def layer(carry, inputs):
+    x, taps = carry
+    p, slot = inputs
+    a, normed = p['attn'], layer_norm(x, p['attn_norm'], NORM_EPS)
+    qkv = jnp.einsum('RPD,DANH->ARPNH', normed, a['qkv']['kernel'].astype(x.dtype))
+    q, k, v = qkv + a['qkv']['bias'].astype(x.dtype)[:, None, None]
+    # Rotated in float32: the reference does so here, unlike in its language models.
+    q, k = (rope.rotate(y.astype(jnp.float32), angle).astype(x.dtype) for y in (q, k))
+    out = attention(q, k, v, q_segment=segment, k_segment=segment)
+    x = x + jnp.einsum('RPNH,NHD->RPD', out, a['o']['kernel'].astype(x.dtype)) + a['o']['bias'].astype(x.dtype)
+    x = x + linear(gelu_tanh(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down'])
+    return (x, jax.lax.dynamic_update_index_in_dim(taps, x, slot, 0)), None
+
+  step = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+  taps = jnp.zeros((levels + 1, *x.shape), x.dtype)
+  (x, taps), _ = jax.lax.scan(step, (x, taps), (params['layers'], jnp.asarray(slots)))
+
+  features = _merge(layer_norm(x, params['merger']['norm'], NORM_EPS).reshape(R, P // group, -1), params['merger'])
+  if not levels:
+    return features, jnp.zeros((0, *features.shape), x.dtype)
+  # Unlike the last merger, those of the deepstack levels normalise the four patches together.
+  merge = lambda x, p: _merge(layer_norm(x, p['norm'], NORM_EPS), p)
+  return features, jax.vmap(merge)(taps[:levels].reshape(levels, R, P // group, -1), params['deepstack'])
+
+
+def _merge(x: Float[Array, 'R S D'], p: Params) -> Float[Array, 'R S O']:
+  return linear(gelu(linear(x, p['up'])), p['down'])
+
+
+def position_embedding(
+  table: Float[Array, 'X D'],
+  side: int,
+  rows: Int[Array, 'R P'],
+  cols: Int[Array, 'R P'],
+  heights: Int[Array, 'R'],
+  widths: Int[Array, 'R'],
+) -> Float[Array, 'R P D']:
+  """The learned side x side grid stretched over each frame, corner on corner, and read off bilinearly. float32."""
+
+  def taps(at, size):
+    place = at.astype(jnp.float32) * (side - 1) / jnp.maximum(size - 1, 1).astype(jnp.float32)[:, None]
+    low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, side - 1)
+    part = place - low.astype(jnp.float32)
+    return (low, 1 - part), (jnp.minimum(low + 1, side - 1), part)
+
+  table = table.astype(jnp.float32)
+  return sum(
+    jnp.take(table, row * side + col, axis=0) * (row_part * col_part)[..., None]
+    for row, row_part in taps(rows, heights)
+    for col, col_part in taps(cols, widths)
+  )  # fmt: skip
+
+
+class VisionEncoder(nn.Module):
+  """The vision encoder as a Flax module; arguments and results of encode_vision."""
+
+  cfg: VisionConfig
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, patches: Float[Array, 'R P C'], rows, cols, heights, widths, length):
+    params = declare(self, vision_spec(self.cfg))
+    patches = patches.astype(self.dtype)
+    return encode_vision(params, self.cfg, patches, rows, cols, heights, widths, length, remat=self.remat)
