@@ -1,0 +1,185 @@
+"""Safetensors files, read and written without torch and without trusting their headers.
+
+The format: 8 bytes of header length, a JSON header of {name: {dtype, shape, data_offsets}}, then the data. Tensors are read as
+views of a memory map, so a folder of any size costs only the pages in use.
+"""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {
+  'F64': np.dtype('<f8'), 'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dtypes.bfloat16),
+  'I64': np.dtype('<i8'), 'I32': np.dtype('<i4'), 'I8': np.dtype('i1'), 'U8': np.dtype('u1'), 'BOOL': np.dtype('?'),
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100 * 2**20  # the format's own limit
+INDEX = 'model.safetensors.index.json'
+
+
+class Shard:
+  """One safetensors file, opened for reading. Raises ValueError naming the file if anything about it is not right."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    if not path.is_file():
+      raise ValueError(f'{path}: no such file')
+    size = path.stat().st_size
+    with path.open('rb') as file:
+      start = file.read(8)
+      length = int.from_bytes(start, 'little')
+      if len(start) < 8 or length > min(_MAX_HEADER, size - 8):
+        raise ValueError(f'{path}: not a safetensors file (its header claims {length} of {size} bytes)')
+      header = file.read(length)
+    try:
+      entries = json.loads(header, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as e:
+      raise ValueError(f'{path}: broken safetensors header ({e})') from e
+    if not isinstance(entries, dict):
+      raise ValueError(f'{path}: broken safetensors header: expected an object, found {type(entries).__name__}')
+    entries.pop('__metadata__', None)
+    self._start = 8 + length
+    self._entries = {name: self._check(name, entry) for name, entry in entries.items()}
+    self._check_offsets(size - self._start)
+    self._data: np.ndarray | None = None
+
+  def _check(self, name: str, entry) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    def fail(what):
+      raise ValueError(f'{self.path}: tensor {name[:200]}: {what}')
+
+    if not isinstance(entry, dict) or not {'dtype', 'shape', 'data_offsets'} <= entry.keys():
+      fail('its header entry lacks dtype, shape or data_offsets')
+    dtype, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+      fail(f'dtype {str(dtype)[:40]} is not one of {", ".join(DTYPES)}')
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**40 for n in shape) or len(shape) > 16:
+      fail(f'impossible shape {str(shape)[:80]}')
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
+      fail(f'impossible data_offsets {str(offsets)[:80]}')
+    begin, end = offsets
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+      fail(f'shape {shape} of {dtype} takes {math.prod(shape) * DTYPES[dtype].itemsize} bytes, offsets span {end - begin}')
+    return DTYPES[dtype], tuple(shape), begin, end
+
+  def _check_offsets(self, size: int) -> None:
+    """The tensors must tile the data exactly: no gap, no overlap, no end beyond the file."""
+    at = 0
+    for name, (_, _, begin, end) in sorted(self._entries.items(), key=lambda item: (item[1][2], item[1][3])):
+      if begin != at:
+        raise ValueError(f'{self.path}: tensor {name} starts at byte {begin}, expected {at}: overlapping or missing data')
+      at = end
+    if at != size:
+      raise ValueError(f'{self.path}: the header describes {at} bytes of data, the file has {size}: truncated or padded')
+
+  def names(self) -> list[str]:
+    return list(self._entries)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    return self._entries[name][1]
+
+  def dtype(self, name: str) -> np.dtype:
+    return self._entries[name][0]
+
+  def read(self, name: str) -> np.ndarray:
+    """The tensor, as a read-only view of the file."""
+    if self._data is None:
+      self._data = np.memmap(self.path, np.uint8, 'r') if self.path.stat().st_size else np.zeros(0, np.uint8)
+    dtype, shape, begin, end = self._entries[name]
+    return self._data[self._start + begin : self._start + end].view(dtype).reshape(shape)
+
+
+def _no_duplicates(pairs):
+  out = {}
+  for key, value in pairs:
+    if key in out:
+      raise ValueError(f'{key[:200]!r} appears twice')
+    out[key] = value
+  return out
+
+
+def open_folder(folder: pathlib.Path) -> dict[str, Shard]:
+  """{tensor name: the shard that holds it} of a checkpoint folder, with or without an index file."""
+  index = folder / INDEX
+  if index.is_file():
+    names = _read_index(index)
+  else:
+    files = sorted(folder.glob('*.safetensors'))
+    if not files:
+      raise ValueError(f'{folder}: no safetensors files; expected {INDEX} with its shards, or model.safetensors')
+    names = None
+  shards = {name: Shard(folder / name) for name in (sorted(set(names.values())) if names else [f.name for f in files])}
+  found: dict[str, Shard] = {}
+  problems = []
+  for file, shard in shards.items():
+    for tensor in shard.names():
+      if tensor in found:
+        problems.append(f'{tensor}: in both {found[tensor].path.name} and {file}')
+      found[tensor] = shard
+      if names is not None and names.get(tensor) != file:
+        problems.append(f'{tensor}: in {file}, but the index says {names.get(tensor, "nothing about it")}')
+  problems += [f'{tensor}: the index says {file}, but it is not there' for tensor, file in (names or {}).items() if tensor not in found]
+  if problems:
+    raise ValueError(f'{folder}: index and shards disagree\n  ' + '\n  '.join(problems))
+  return found
+
+
+def _read_index(index: pathlib.Path) -> dict[str, str]:
+  try:
+    data = json.loads(index.read_text(encoding='utf-8'), object_pairs_hook=_no_duplicates)
+    weight_map = data['weight_map']
+    valid = isinstance(weight_map, dict) and all(isinstance(file, str) for file in weight_map.values()) and weight_map
+  except (ValueError, KeyError, TypeError, RecursionError) as e:
+    raise ValueError(f'{index}: not a safetensors index ({e})') from e
+  if not valid:
+    raise ValueError(f'{index}: expected weight_map to be an object of tensor name: file name')
+  outside = sorted({file for file in weight_map.values() if not re.fullmatch(r'[\w.-]+\.safetensors', file)})
+  if outside:
+    raise ValueError(f'{index}: expected plain file names ending in .safetensors, found {", ".join(outside[:5])}')
+  return weight_map
+
+
+def write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shapes: dict[str, tuple[np.dtype, tuple[int, ...]]],
+                 shard_bytes: int = 5 * 10**9) -> None:  # fmt: skip
+  """Writes numbered shards and their index. shapes: dtype and shape of every tensor, known beforehand, in order; `tensors`
+  then gives the values in that order, one at a time, so memory holds one tensor."""
+  groups: list[list[str]] = [[]]
+  total = room = 0
+  sizes = {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in shapes.items()}
+  for name, size in sizes.items():
+    if groups[-1] and room + size > shard_bytes:
+      groups.append([])
+      room = 0
+    groups[-1].append(name)
+    room += size
+    total += size
+  files = [f'model-{i + 1:05d}-of-{len(groups):05d}.safetensors' for i in range(len(groups))]
+  values: Iterator[tuple[str, np.ndarray]] = iter(tensors)
+  for file, names in zip(files, groups, strict=True):
+    _write_shard(folder / file, names, shapes, values)
+  weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
+  index = {'metadata': {'total_size': total}, 'weight_map': dict(sorted(weight_map.items()))}
+  (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
+def _write_shard(path: pathlib.Path, names: list[str], shapes, values: Iterator[tuple[str, np.ndarray]]) -> None:
+  header, at = {'__metadata__': {'format': 'pt'}}, 0
+  for name in names:
+    dtype, shape = shapes[name]
+    end = at + dtype.itemsize * math.prod(shape)
+    header[name] = {'dtype': _NAMES[np.dtype(dtype)], 'shape': list(shape), 'data_offsets': [at, end]}
+    at = end
+  encoded = json.dumps(header, separators=(',', ':')).encode()
+  encoded += b' ' * (-len(encoded) % 8)  # data starts at a multiple of 8 bytes
+  with path.open('wb') as file:
+    file.write(len(encoded).to_bytes(8, 'little') + encoded)
+    for expected in names:
+      name, array = next(values)
+      dtype, shape = shapes[expected]
+      if name != expected or array.shape != shape:
+        raise ValueError(f'{path}: expected {expected} {shape} next, got {name} {array.shape}')
+      file.write(np.ascontiguousarray(array.astype(dtype, copy=False)).view(np.uint8).data)

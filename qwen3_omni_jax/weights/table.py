@@ -1,0 +1,280 @@
+"""The one table between published tensor names and our parameter tree.
+
+A row says: our array, the published name(s) it comes from, and the layout change as an einops pattern. `{L}`, `{E}`, `{Q}` in a
+published name are numbers counted out over our leading axes, in order: the published checkpoint has one tensor per layer
+and expert, we have one stacked array. Import, export, and every check of names and shapes derive from these rows.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+import einops
+import numpy as np
+
+from ..config import OmniConfig
+from ..models.omni import omni_spec
+from ..nn.params import Param, leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """ours: path in the parameter tree. theirs: published name. layout: 'published dims -> our dims' of one tensor."""
+
+  ours: str
+  theirs: str
+  layout: str = 'D -> D'
+
+  @property
+  def counters(self) -> list[str]:
+    return re.findall(r'\{(\w+)\}', self.theirs)
+
+
+_TRANSPOSED = 'O I -> I O'
+
+
+def _linear(ours: str, theirs: str, bias: bool = True) -> list[Row]:
+  rows = [Row(f'{ours}/kernel', f'{theirs}.weight', _TRANSPOSED)]
+  return rows + ([Row(f'{ours}/bias', f'{theirs}.bias')] if bias else [])
+
+
+def _norm(ours: str, theirs: str) -> list[Row]:
+  return [Row(f'{ours}/scale', f'{theirs}.weight'), Row(f'{ours}/bias', f'{theirs}.bias')]
+
+
+def _swiglu(ours: str, theirs: str) -> list[Row]:
+  return [Row(f'{ours}/{name}', f'{theirs}.{name}_proj.weight', _TRANSPOSED) for name in ('gate', 'up', 'down')]
+
+
+def _attention(ours: str, theirs: str) -> list[Row]:
+  return [
+    *(Row(f'{ours}/{n}', f'{theirs}.{n}_proj.weight', '(N H) D -> D N H') for n in 'qkv'),
+    Row(f'{ours}/o', f'{theirs}.o_proj.weight', 'D (N H) -> N H D'),
+  ]
+
+
+def _decoder(ours: str, theirs: str, moe: bool, shared: bool = False) -> list[Row]:
+  rows = [
+    Row(f'{ours}/attn_norm', f'{theirs}.input_layernorm.weight'),
+    *_attention(f'{ours}/attn', f'{theirs}.self_attn'),
+    Row(f'{ours}/attn/q_norm', f'{theirs}.self_attn.q_norm.weight'),
+    Row(f'{ours}/attn/k_norm', f'{theirs}.self_attn.k_norm.weight'),
+    Row(f'{ours}/mlp_norm', f'{theirs}.post_attention_layernorm.weight'),
+  ]
+  if not moe:
+    return rows + _swiglu(f'{ours}/mlp', f'{theirs}.mlp')
+  rows.append(Row(f'{ours}/moe/router', f'{theirs}.mlp.gate.weight', _TRANSPOSED))
+  rows += _swiglu(f'{ours}/moe/experts', f'{theirs}.mlp.experts.{{E}}')
+  if shared:
+    rows += _swiglu(f'{ours}/moe/shared', f'{theirs}.mlp.shared_expert')
+    rows.append(Row(f'{ours}/moe/shared_gate', f'{theirs}.mlp.shared_expert_gate.weight', '1 D -> D'))
+  return rows
+
+
+def _audio() -> list[Row]:
+  ours, theirs = 'audio', 'thinker.audio_tower'
+  layer, their_layer = f'{ours}/layers', f'{theirs}.layers.{{L}}'
+  rows = []
+  for i in (1, 2, 3):
+    rows += [
+      Row(f'{ours}/conv{i}/kernel', f'{theirs}.conv2d{i}.weight', 'O I M T -> M T I O'),
+      Row(f'{ours}/conv{i}/bias', f'{theirs}.conv2d{i}.bias'),
+    ]
+  rows.append(Row(f'{ours}/conv_out/kernel', f'{theirs}.conv_out.weight', 'D (C M) -> C M D'))
+  rows += _norm(f'{layer}/attn_norm', f'{their_layer}.self_attn_layer_norm')
+  for n in 'qkv':
+    rows += [
+      Row(f'{layer}/attn/{n}/kernel', f'{their_layer}.self_attn.{n}_proj.weight', '(N H) D -> D N H'),
+      Row(f'{layer}/attn/{n}/bias', f'{their_layer}.self_attn.{n}_proj.bias', '(N H) -> N H'),
+    ]
+  return rows + [
+    Row(f'{layer}/attn/o/kernel', f'{their_layer}.self_attn.out_proj.weight', 'D (N H) -> N H D'),
+    Row(f'{layer}/attn/o/bias', f'{their_layer}.self_attn.out_proj.bias'),
+    *_norm(f'{layer}/mlp_norm', f'{their_layer}.final_layer_norm'),
+    *_linear(f'{layer}/mlp/up', f'{their_layer}.fc1'),
+    *_linear(f'{layer}/mlp/down', f'{their_layer}.fc2'),
+    *_norm(f'{ours}/norm', f'{theirs}.ln_post'),
+    *_linear(f'{ours}/proj1', f'{theirs}.proj1'),
+    *_linear(f'{ours}/proj2', f'{theirs}.proj2'),
+  ]
+
+
+def _vision(deepstack: bool) -> list[Row]:
+  ours, theirs = 'vision', 'thinker.visual'
+  layer, block = f'{ours}/layers', f'{theirs}.blocks.{{L}}'
+
+  def merger(ours, theirs):
+    return [
+      *_norm(f'{ours}/norm', f'{theirs}.ln_q'),
+      *_linear(f'{ours}/up', f'{theirs}.mlp.0'),
+      *_linear(f'{ours}/down', f'{theirs}.mlp.2'),
+    ]
+
+  return [
+    Row(f'{ours}/patch/kernel', f'{theirs}.patch_embed.proj.weight', 'D C T P Q -> (C T P Q) D'),
+    Row(f'{ours}/patch/bias', f'{theirs}.patch_embed.proj.bias'),
+    Row(f'{ours}/positions', f'{theirs}.pos_embed.weight', 'P D -> P D'),
+    *_norm(f'{layer}/attn_norm', f'{block}.norm1'),
+    Row(f'{layer}/attn/qkv/kernel', f'{block}.attn.qkv.weight', '(three N H) D -> D three N H'),
+    Row(f'{layer}/attn/qkv/bias', f'{block}.attn.qkv.bias', '(three N H) -> three N H'),
+    Row(f'{layer}/attn/o/kernel', f'{block}.attn.proj.weight', 'D (N H) -> N H D'),
+    Row(f'{layer}/attn/o/bias', f'{block}.attn.proj.bias'),
+    *_norm(f'{layer}/mlp_norm', f'{block}.norm2'),
+    *_linear(f'{layer}/mlp/up', f'{block}.mlp.linear_fc1'),
+    *_linear(f'{layer}/mlp/down', f'{block}.mlp.linear_fc2'),
+    *merger(f'{ours}/merger', f'{theirs}.merger'),
+    *(merger(f'{ours}/deepstack', f'{theirs}.merger_list.{{L}}') if deepstack else []),
+  ]
+
+
+def _talker() -> list[Row]:
+  rows = [
+    Row('talker/embed', 'talker.model.codec_embedding.weight', 'V D -> V D'),
+    *_decoder('talker/layers', 'talker.model.layers.{L}', moe=True, shared=True),
+    Row('talker/norm', 'talker.model.norm.weight'),
+    Row('talker/head', 'talker.codec_head.weight', _TRANSPOSED),
+  ]
+  for name in ('text_projection', 'hidden_projection'):
+    for i in (1, 2):
+      rows += _linear(f'talker/{name}/fc{i}', f'talker.{name}.linear_fc{i}')
+  return rows
+
+
+def _code_predictor() -> list[Row]:
+  theirs = 'talker.code_predictor'
+  return [
+    Row('code_predictor/embed', f'{theirs}.model.codec_embedding.{{Q}}.weight', 'V D -> V D'),
+    Row('code_predictor/head', f'{theirs}.lm_head.{{Q}}.weight', _TRANSPOSED),
+    *_decoder('code_predictor/layers', f'{theirs}.model.layers.{{L}}', moe=False),
+    Row('code_predictor/norm', f'{theirs}.model.norm.weight'),
+  ]
+
+
+def _code2wav(upsamples: int, blocks: int) -> list[Row]:
+  layer, their_layer = 'code2wav/layers', 'code2wav.pre_transformer.layers.{L}'
+
+  def conv(ours, theirs, layout='O I T -> T I O'):
+    return [Row(f'{ours}/kernel', f'{theirs}.conv.weight', layout), Row(f'{ours}/bias', f'{theirs}.conv.bias')]
+
+  def snake(ours, theirs):
+    return [Row(f'{ours}/{name}', f'{theirs}.{name}') for name in ('alpha', 'beta')]
+
+  upsampling = 'I O T -> I T O'
+  rows = [
+    Row('code2wav/embed', 'code2wav.code_embedding.weight', 'V D -> V D'),
+    Row(f'{layer}/attn_norm', f'{their_layer}.input_layernorm.weight'),
+    *_attention(f'{layer}/attn', f'{their_layer}.self_attn'),
+    Row(f'{layer}/attn_scale', f'{their_layer}.self_attn_layer_scale.scale'),
+    Row(f'{layer}/mlp_norm', f'{their_layer}.post_attention_layernorm.weight'),
+    *_swiglu(f'{layer}/mlp', f'{their_layer}.mlp'),
+    Row(f'{layer}/mlp_scale', f'{their_layer}.mlp_layer_scale.scale'),
+    Row('code2wav/norm', 'code2wav.pre_transformer.norm.weight'),
+  ]
+  for i in range(upsamples):
+    ours, theirs = f'code2wav/upsample/{i}', f'code2wav.upsample.{i}'
+    rows += [
+      *conv(f'{ours}/up', f'{theirs}.0', upsampling),
+      *conv(f'{ours}/depthwise', f'{theirs}.1.dwconv', 'C 1 T -> T C'),
+      *_norm(f'{ours}/norm', f'{theirs}.1.norm'),
+      *_linear(f'{ours}/fc1', f'{theirs}.1.pwconv1'),
+      *_linear(f'{ours}/fc2', f'{theirs}.1.pwconv2'),
+      Row(f'{ours}/gamma', f'{theirs}.1.gamma'),
+    ]
+  rows += conv('code2wav/conv_in', 'code2wav.decoder.0')
+  for i in range(blocks):
+    ours, theirs = f'code2wav/blocks/{i}', f'code2wav.decoder.{i + 1}.block'
+    rows += [*snake(f'{ours}/act', f'{theirs}.0'), *conv(f'{ours}/up', f'{theirs}.1', upsampling)]
+    for u in range(3):
+      unit, their_unit = f'{ours}/units/{u}', f'{theirs}.{u + 2}'
+      for n in (1, 2):
+        rows += [*snake(f'{unit}/act{n}', f'{their_unit}.act{n}'), *conv(f'{unit}/conv{n}', f'{their_unit}.conv{n}')]
+  rows += snake('code2wav/act_out', f'code2wav.decoder.{blocks + 1}')
+  return rows + conv('code2wav/conv_out', f'code2wav.decoder.{blocks + 2}')
+
+
+@functools.cache
+def table(cfg: OmniConfig) -> tuple[Row, ...]:
+  """Every row of a checkpoint with this config."""
+  rows = [
+    Row('thinker/embed', 'thinker.model.embed_tokens.weight', 'V D -> V D'),
+    *_decoder('thinker/layers', 'thinker.model.layers.{L}', moe=bool(cfg.thinker.text.num_experts)),
+    Row('thinker/norm', 'thinker.model.norm.weight'),
+    Row('thinker/head', 'thinker.lm_head.weight', _TRANSPOSED),
+    *_audio(),
+    *_vision(bool(cfg.thinker.vision.deepstack_visual_indexes)),
+  ]
+  if cfg.talker is not None and cfg.code2wav is not None:
+    rows += [*_talker(), *_code_predictor()]
+    rows += _code2wav(len(cfg.code2wav.upsampling_ratios), len(cfg.code2wav.upsample_rates))
+  return tuple(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One published tensor: where it goes. index: into the leading (stacked) axes of our array."""
+
+  name: str
+  row: Row
+  index: tuple[int, ...]
+  shape: tuple[int, ...]
+  sizes: tuple[tuple[str, int], ...]
+
+  def to_ours(self, array: np.ndarray) -> np.ndarray:
+    """In our layout, without the stacked axes."""
+    return einops.rearrange(array, self.row.layout, **dict(self.sizes))
+
+  def to_theirs(self, array: np.ndarray) -> np.ndarray:
+    """From our layout (stacked axes already indexed away)."""
+    theirs, ours = self.row.layout.split(' -> ')
+    return einops.rearrange(array, f'{ours} -> {theirs}', **dict(self.sizes))
+
+
+@functools.cache
+def published(cfg: OmniConfig) -> dict[str, Tensor]:
+  """Every tensor of the published layout, by name. Fails if table and networks disagree."""
+  spec = dict(leaves(omni_spec(cfg)))
+  vision = cfg.thinker.vision
+  patch = {'C': vision.in_channels, 'T': vision.temporal_patch_size, 'P': vision.patch_size, 'Q': vision.patch_size}
+  tensors: dict[str, Tensor] = {}
+  for row in table(cfg):
+    param = spec.pop(row.ours)
+    sizes = _sizes(row, param, patch if row.ours == 'vision/patch/kernel' else {})
+    theirs = row.layout.split(' -> ')[0]
+    shape = tuple(math.prod(sizes.get(n, 1) for n in re.findall(r'\w+', dim)) for dim in _dims(theirs))
+    used = tuple((n, size) for n, size in sizes.items() if n in re.findall(r'\w+', row.layout))
+    for index in itertools.product(*(range(n) for n in param.shape[: len(row.counters)])):
+      name = row.theirs.format(**dict(zip(row.counters, index, strict=True)))
+      tensors[name] = Tensor(name, row, index, shape, used)
+  assert not spec, f'parameters without a row in the table: {sorted(spec)}'
+  return tensors
+
+
+def _dims(side: str) -> list[str]:
+  return re.findall(r'\([^)]*\)|\w+', side)
+
+
+def _sizes(row: Row, param: Param, given: dict[str, int]) -> dict[str, int]:
+  """The size of every letter of a layout, read off our array's shape."""
+  dims = _dims(row.layout.split(' -> ')[1])
+  shape = param.shape[len(row.counters) :]
+  assert len(dims) == len(shape), f'{row.ours}: layout {row.layout} does not fit shape {shape}'
+  sizes = dict(given)
+  sizes.update({dim: size for dim, size in zip(dims, shape, strict=True) if not dim.startswith('(')})
+  return sizes
+
+
+def published_shapes(cfg: OmniConfig) -> dict[str, tuple[int, ...]]:
+  """Name and shape of every tensor of the published layout."""
+  return {name: tensor.shape for name, tensor in published(cfg).items()}
+
+
+def export(params, cfg: OmniConfig) -> Iterator[tuple[str, np.ndarray]]:
+  """(published name, array) of every tensor; params: nested dict of arrays."""
+  for tensor in published(cfg).values():
+    node = params
+    for key in tensor.row.ours.split('/'):
+      node = node[key]
+    yield tensor.name, tensor.to_theirs(np.asarray(node[tensor.index]))
