@@ -4,7 +4,7 @@ import einops
 import numpy as np
 import torch
 
-from qwen3_omni_jax.config import Code2WavConfig
+from qwen3_omni_jax.config import Code2WavConfig, TalkerConfig, TextConfig
 
 _schemas = torch.library.Library('torchvision', 'FRAGMENT')
 for _name, _schema in (
@@ -123,3 +123,86 @@ def code2wav_params(w: Weights, cfg: Code2WavConfig) -> dict:
     'act_out': snake(f'decoder.{stages + 1}'),
     'conv_out': conv(f'decoder.{stages + 2}'),
   }
+
+
+def text_config_fields(cfg: TextConfig) -> dict:
+  names = ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
+           'num_key_value_heads', 'head_dim', 'rms_norm_eps')  # fmt: skip
+  rope = {'rope_type': 'default', 'rope_theta': cfg.rope_theta}
+  if cfg.mrope_section:
+    rope['mrope_section'] = list(cfg.mrope_section)
+  fields = {name: getattr(cfg, name) for name in names} | {'rope_parameters': rope}
+  if cfg.num_experts:
+    names = ('num_experts', 'num_experts_per_tok', 'moe_intermediate_size', 'norm_topk_prob')
+    fields |= {name: getattr(cfg, name) for name in names}
+    fields['shared_expert_intermediate_size'] = cfg.shared_expert_intermediate_size
+  return fields
+
+
+def talker_pair(cfg: TalkerConfig, seed: int):
+  """(reference Talker with its code predictor, our Talker parameters, our code predictor parameters)."""
+  predictor = text_config_fields(cfg.code_predictor) | {'num_code_groups': cfg.num_code_groups}
+  ids = ('codec_pad_id', 'codec_bos_id', 'codec_eos_token_id', 'codec_nothink_id', 'codec_think_bos_id',
+         'codec_think_eos_id', 'num_code_groups', 'thinker_hidden_size', 'accept_hidden_layer')  # fmt: skip
+  config = ref_config.Qwen3OmniMoeTalkerConfig(
+    text_config=text_config_fields(cfg.text),
+    code_predictor_config=predictor,
+    speaker_id=dict(cfg.speaker_id),
+    **{name: getattr(cfg, name) for name in ids},
+  )
+  config.spatial_merge_size = 2  # not declared by the class, read by the model
+  module = randomise(ref.Qwen3OmniMoeTalkerForConditionalGeneration(config), seed)
+  weights = Weights(module)
+  rest = cfg.num_code_groups - 1
+  talker = {
+    'embed': weights('model.codec_embedding.weight'),
+    'layers': decoder_params(weights, cfg.text, 'model.'),
+    'norm': weights('model.norm.weight'),
+    'head': weights('codec_head.weight', 'V D -> D V'),
+  }
+  for name in ('text_projection', 'hidden_projection'):
+    layer = lambda short: {
+      'kernel': weights(f'{name}.linear_{short}.weight', 'O I -> I O'),
+      'bias': weights(f'{name}.linear_{short}.bias'),
+    }
+    talker[name] = {'fc1': layer('fc1'), 'fc2': layer('fc2')}
+  code_predictor = {
+    'embed': weights.stacked('code_predictor.model.codec_embedding.*.weight', rest),
+    'layers': decoder_params(weights, cfg.code_predictor, 'code_predictor.model.'),
+    'norm': weights('code_predictor.model.norm.weight'),
+    'head': weights.stacked('code_predictor.lm_head.*.weight', rest, 'V D -> D V'),
+  }
+  return module, talker, code_predictor
+
+
+def decoder_params(w: Weights, cfg: TextConfig, prefix: str) -> dict:
+  L, H, layer = cfg.num_hidden_layers, cfg.head_dim, prefix + 'layers.*.'
+  swiglu = lambda name: {
+    part: w.stacked(f'{layer}{name}.{part}_proj.weight', L, 'O I -> I O') for part in ('gate', 'up', 'down')
+  }
+  params = {
+    'attn_norm': w.stacked(layer + 'input_layernorm.weight', L),
+    'attn': {
+      **{
+        name: w.stacked(f'{layer}self_attn.{name}_proj.weight', L, '(N H) D -> D N H', H=H) for name in ('q', 'k', 'v')
+      },
+      'o': w.stacked(layer + 'self_attn.o_proj.weight', L, 'D (N H) -> N H D', H=H),
+      'q_norm': w.stacked(layer + 'self_attn.q_norm.weight', L),
+      'k_norm': w.stacked(layer + 'self_attn.k_norm.weight', L),
+    },
+    'mlp_norm': w.stacked(layer + 'post_attention_layernorm.weight', L),
+  }
+  if not cfg.num_experts:
+    return params | {'mlp': swiglu('mlp')}
+  gate_up = w.stacked(layer + 'mlp.experts.gate_up_proj', L, 'E (two F) D -> two E D F', two=2)
+  params['moe'] = {
+    'router': w.stacked(layer + 'mlp.gate.weight', L, 'E D -> D E'),
+    'experts': {
+      'gate': gate_up[:, 0],
+      'up': gate_up[:, 1],
+      'down': w.stacked(layer + 'mlp.experts.down_proj', L, 'E D F -> E F D'),
+    },
+    'shared': swiglu('mlp.shared_expert'),
+    'shared_gate': w.stacked(layer + 'mlp.shared_expert_gate.weight', L, '1 D -> D'),
+  }
+  return params
