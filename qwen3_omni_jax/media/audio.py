@@ -1,0 +1,179 @@
+"""Audio: any file to 16 kHz mono samples, samples to log-mel frames, frames to a number of tokens."""
+
+import functools
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from .source import Limits, name_of, read_bytes
+
+RATE_HZ = 16_000
+N_FFT = 400  # 25 ms
+HOP = 160  # 10 ms per frame
+MELS = 128
+CHUNK_FRAMES = 100  # 1 s: what one convolution chunk of the encoder sees
+CHUNK_TOKENS = 13
+_STFT_BLOCK = 4096  # frames whose spectrum exists at once
+
+
+def audio_tokens(frames: int) -> int:
+  """Tokens the encoder makes of a clip: 13 for each whole second, and the rest halved three times, rounding up."""
+  rest = frames % CHUNK_FRAMES
+  for _ in range(3):
+    rest = (rest + 1) // 2
+  return rest + CHUNK_TOKENS * (frames // CHUNK_FRAMES)
+
+
+def load_audio(source: Any, limits: Limits | None = None, root: pathlib.Path | None = None) -> np.ndarray:
+  """float32 mono samples at 16 kHz, about -1 to 1.
+
+  source: a path, data: URL or bytes in any format soundfile or FFmpeg reads (also the sound track of a video); or samples: a
+  (samples, rate_hz) pair, or a bare array taken to be at 16 kHz. Arrays are 'W' or 'W C' floats in [-1, 1] or integers.
+  Raises ValueError naming the source if it is empty, too long, not finite, or not audio.
+  """
+  limits = limits or Limits()
+  if isinstance(source, np.ndarray) or hasattr(source, '__array__'):
+    source = (source, RATE_HZ)
+  if isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], (int, float)):
+    samples, rate_hz = source
+    name = name_of(samples)
+  elif isinstance(source, (list, tuple)):
+    raise ValueError('audio: a list of numbers; give a numpy array, or (samples, rate_hz)')
+  else:
+    name = name_of(source)
+    samples, rate_hz = _decode(read_bytes(source, limits, root), name, limits)
+  return _to_16k(_mono(samples, name), rate_hz, name, limits)
+
+
+def _mono(samples: Any, name: str) -> np.ndarray:
+  samples = np.asarray(samples)
+  if samples.dtype.kind not in 'fiu':
+    raise ValueError(f'{name}: audio of dtype {samples.dtype}; expected floats in [-1, 1] or integers')
+  if samples.ndim not in (1, 2) or samples.size == 0:
+    raise ValueError(f'{name}: audio of shape {samples.shape}; expected samples, or samples × channels, at least one')
+  if samples.ndim == 2 and samples.shape[1] > 64:
+    raise ValueError(f'{name}: {samples.shape[1]} channels; expected samples × channels')
+  if samples.dtype.kind in 'iu':
+    scale = float(2 ** (8 * samples.dtype.itemsize - 1))
+    offset = scale if samples.dtype.kind == 'u' else 0.0
+    samples = (samples.astype(np.float32) - np.float32(offset)) / np.float32(scale)
+  samples = samples.astype(np.float32, copy=False)
+  if not np.isfinite(samples).all():
+    raise ValueError(f'{name}: {np.count_nonzero(~np.isfinite(samples))} samples are NaN or infinite')
+  return samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
+
+
+def _to_16k(samples: np.ndarray, rate_hz: float, name: str, limits: Limits) -> np.ndarray:
+  if not isinstance(rate_hz, (int, float, np.integer, np.floating)) or not 100 <= rate_hz <= 1_000_000:
+    raise ValueError(f'{name}: sample rate {rate_hz!r}; expected 100 to 1,000,000 Hz')
+  if len(samples) / rate_hz > limits.audio_s:
+    raise ValueError(f'{name}: {len(samples) / rate_hz:.0f} s of audio; the limit is {limits.audio_s:.0f} s')
+  if rate_hz != RATE_HZ:
+    import librosa
+
+    samples = librosa.resample(samples, orig_sr=rate_hz, target_sr=RATE_HZ)
+  if len(samples) < HOP:
+    raise ValueError(f'{name}: {len(samples)} samples at 16 kHz; at least {HOP} (10 ms) are needed')
+  return np.ascontiguousarray(samples, np.float32)
+
+
+def _decode(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float]:
+  """(samples, rate) through soundfile, or through FFmpeg for what soundfile does not read."""
+  import soundfile
+
+  try:
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+      _check_size(file.frames / max(file.samplerate, 1), file.channels, name, limits)
+      # A header may promise more than there is: read in blocks, so that memory follows the data.
+      blocks = []
+      while len(block := file.read(2**20, dtype='float32', always_2d=True)):
+        blocks.append(block)
+        _check_size(sum(map(len, blocks)) / max(file.samplerate, 1), file.channels, name, limits)
+      if not blocks:
+        raise ValueError(f'{name}: no audio samples')
+      return np.concatenate(blocks), file.samplerate
+  except (soundfile.SoundFileError, RuntimeError, TypeError, OverflowError, MemoryError):
+    pass
+  track = decode_track(data, name, limits)
+  if track is None:
+    raise ValueError(f'{name}: no audio in it')
+  return track
+
+
+def _check_size(seconds: float, channels: int, name: str, limits: Limits) -> None:
+  if seconds > limits.audio_s:
+    raise ValueError(f'{name}: {seconds:.0f} s of audio; the limit is {limits.audio_s:.0f} s')
+  if channels > limits.audio_channels:
+    raise ValueError(f'{name}: {channels} channels; the limit is {limits.audio_channels}')
+
+
+def decode_track(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float] | None:
+  """(mono samples, rate) of the first audio track, through FFmpeg; None if there is no track."""
+  import av
+
+  av.logging.set_level(av.logging.PANIC)
+  try:
+    with av.open(io.BytesIO(data)) as container:
+      if not container.streams.audio:
+        return None
+      stream = container.streams.audio[0]
+      rate_hz = stream.codec_context.sample_rate
+      resampler = av.AudioResampler(format='flt', layout='mono', rate=rate_hz or RATE_HZ)
+      blocks: list[np.ndarray] = []
+      length = 0
+      for frame in container.decode(stream):
+        for part in resampler.resample(frame):
+          blocks.append(part.to_ndarray().reshape(-1))
+          length += blocks[-1].size
+        _check_size(length / (rate_hz or RATE_HZ), 1, name, limits)
+      blocks += [part.to_ndarray().reshape(-1) for part in resampler.resample(None)]
+  except (av.FFmpegError, ValueError, OSError, MemoryError) as e:
+    if isinstance(e, ValueError) and str(e).startswith(name):
+      raise
+    raise ValueError(f'{name}: not readable as audio ({str(e)[:200]})') from e
+  if not sum(map(len, blocks)):
+    raise ValueError(f'{name}: no audio samples')
+  return np.concatenate(blocks), rate_hz or RATE_HZ
+
+
+@functools.cache
+def _mel_filters() -> np.ndarray:
+  """'201 M', Slaney scale and normalisation, 0 to 8000 Hz; made in float64 like the reference's."""
+  import librosa
+
+  return librosa.filters.mel(
+    sr=RATE_HZ, n_fft=N_FFT, n_mels=MELS, fmin=0.0, fmax=8000.0, norm='slaney', htk=False, dtype=np.float64
+  ).T.copy()
+
+
+@functools.cache
+def _window() -> np.ndarray:
+  return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float64)  # periodic Hann
+
+
+def log_mel(wave: np.ndarray, pad_to: int | None = None) -> np.ndarray:
+  """Log-mel frames 'T M', float32, 10 ms each, about -1 to 1.
+
+  wave: 16 kHz mono. T = len(wave) // 160. The floor is 8 decades below the clip's own maximum. pad_to: zero-pad to this many
+  samples first, as the reference does to the shorter clips of a call; then T = ceil(len(wave) / 160), at most pad_to // 160.
+  Source: the reference's WhisperFeatureExtractor with feature_size 128; the STFT is taken in blocks, so memory is linear.
+  """
+  samples = len(wave)
+  if pad_to is not None and pad_to > samples:
+    wave = np.pad(wave, (0, pad_to - samples))
+  frames = len(wave) // HOP
+  padded = np.pad(wave.astype(np.float32, copy=False), N_FFT // 2, mode='reflect')
+  out = np.empty((frames, MELS), np.float32)
+  filters, window = _mel_filters(), _window()
+  for start in range(0, frames, _STFT_BLOCK):
+    count = min(_STFT_BLOCK, frames - start)
+    piece = padded[start * HOP : (start + count - 1) * HOP + N_FFT]
+    windows = np.lib.stride_tricks.sliding_window_view(piece, N_FFT)[::HOP]
+    power = np.abs(np.fft.rfft(windows * window, axis=-1)) ** 2
+    out[start : start + count] = np.log10(np.maximum(power @ filters, 1e-10))
+  np.maximum(out, out.max() - 8.0, out=out)
+  out += 4.0
+  out /= 4.0
+  return out if pad_to is None else out[: min(frames, -(-samples // HOP))]

@@ -1,0 +1,157 @@
+"""Images: any file to pixels, pixels to a size that fits the patches, resized pixels to patch rows."""
+
+import dataclasses
+import io
+import math
+import pathlib
+import warnings
+from typing import Any
+
+import numpy as np
+
+from .source import Limits, name_of, read_bytes
+
+MAX_ASPECT = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+  """How pixels become patches, from the checkpoint's preprocessor_config.json. Defaults are the reference's class defaults."""
+
+  min_pixels: int = 56 * 56
+  max_pixels: int = 28 * 28 * 1280
+  video_min_pixels: int = 128 * 32 * 32  # of one frame; the reference's processor sets these, no file does
+  video_max_pixels: int = 768 * 32 * 32
+  patch: int = 14
+  temporal_patch: int = 2
+  merge: int = 2
+  mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
+  std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+  @classmethod
+  def from_dict(cls, data: dict[str, Any], where: str = 'preprocessor_config.json') -> 'ImageSettings':
+    """Reads the image keys; those of audio (feature_size, hop_length, …) are constants here and are checked by the processor."""
+    size = data.get('size') or {}
+    values = {
+      'min_pixels': data.get('min_pixels', size.get('shortest_edge', size.get('min_pixels'))),
+      'max_pixels': data.get('max_pixels', size.get('longest_edge', size.get('max_pixels'))),
+      'patch': data.get('patch_size'),
+      'temporal_patch': data.get('temporal_patch_size'),
+      'merge': data.get('merge_size'),
+      'mean': data.get('image_mean'),
+      'std': data.get('image_std'),
+    }
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
+    try:
+      settings = cls(**values)
+      valid = (
+        all(isinstance(getattr(settings, k), int) and getattr(settings, k) > 0
+            for k in ('min_pixels', 'max_pixels', 'patch', 'temporal_patch', 'merge'))
+        and all(len(v) == 3 and all(isinstance(x, (int, float)) for x in v) for v in (settings.mean, settings.std))
+        and all(x > 0 for x in settings.std)
+        and settings.min_pixels <= settings.max_pixels
+      )  # fmt: skip
+    except TypeError:
+      valid = False
+    if not valid:
+      raise ValueError(f'{where}: impossible image settings {values}')
+    for switch in ('do_resize', 'do_rescale', 'do_normalize', 'do_convert_rgb'):
+      if data.get(switch, True) is False:
+        raise ValueError(f'{where}: {switch} is false; only true is implemented')
+    return settings
+
+  @property
+  def factor(self) -> int:
+    """Sides are multiples of this (32)."""
+    return self.patch * self.merge
+
+
+def load_image(source: Any, limits: Limits | None = None, root: pathlib.Path | None = None) -> np.ndarray:
+  """uint8 'H W 3' pixels.
+
+  source: a path, data: URL, bytes, a Pillow image, or a uint8 array 'H W 3'. Transparency is dropped and no EXIF rotation is
+  applied, as in the reference. Too many pixels are refused before they are decoded.
+  """
+  from PIL import Image
+
+  limits = limits or Limits()
+  name = name_of(source)
+  if isinstance(source, np.ndarray):
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+      raise ValueError(f'{name}: image array of dtype {source.dtype}; expected uint8 of shape (height, width, 3)')
+    _check_pixels(source.shape[1], source.shape[0], name, limits)
+    return source
+  if isinstance(source, Image.Image):
+    image = source
+    _check_pixels(*image.size, name, limits)
+    return np.array(image.convert('RGB'))
+  data = read_bytes(source, limits, root)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # Pillow's own bomb and metadata warnings: the limit below decides
+      with Image.open(io.BytesIO(data)) as image:
+        _check_pixels(*image.size, name, limits)
+        return np.array(image.convert('RGB'))
+  except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, EOFError,
+          ZeroDivisionError, AttributeError, Image.DecompressionBombError, RuntimeError) as e:  # fmt: skip
+    if str(e).startswith(name):
+      raise
+    raise ValueError(f'{name}: not readable as an image ({type(e).__name__}: {str(e)[:200]})') from e
+
+
+def _check_pixels(width: int, height: int, name: str, limits: Limits) -> None:
+  if width * height > limits.image_pixels:
+    raise ValueError(f'{name}: {width}×{height} pixels; the limit is {limits.image_pixels} in all')
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+  """(height, width) as multiples of `factor`, near the original, with the number of pixels within limits.
+
+  Rounding is to even, as in the reference. A side far below `factor` can round to 0 there, and only the minimum of pixels
+  rescues it; here too, and what is still 0 is an error.
+  """
+  if max(height, width) / max(min(height, width), 1) > MAX_ASPECT:
+    raise ValueError(f'{width}×{height} pixels: one side is over {MAX_ASPECT} times the other; crop it')
+  h, w = round(height / factor) * factor, round(width / factor) * factor
+  if h * w > max_pixels:
+    shrink = math.sqrt(height * width / max_pixels)
+    h = max(factor, math.floor(height / shrink / factor) * factor)
+    w = max(factor, math.floor(width / shrink / factor) * factor)
+  elif h * w < min_pixels:
+    grow = math.sqrt(min_pixels / (height * width))
+    h = math.ceil(height * grow / factor) * factor
+    w = math.ceil(width * grow / factor) * factor
+  if not h or not w:
+    raise ValueError(f'{width}×{height} pixels: too narrow for patches of {factor} pixels; enlarge or crop it')
+  return h, w
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Bicubic with antialiasing, on uint8."""
+  from PIL import Image
+
+  if pixels.shape[:2] == (height, width):
+    return pixels
+  return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def image_patches(pixels: np.ndarray, settings: ImageSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
+  """(patch rows float32 'P 1536', grid (1, rows, columns)) of one image, resized to fit."""
+  size = smart_resize(*pixels.shape[:2], settings.factor, settings.min_pixels, settings.max_pixels)
+  return patch_rows(np.repeat(resize(pixels, *size)[None], settings.temporal_patch, axis=0), settings)
+
+
+def patch_rows(frames: np.ndarray, settings: ImageSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
+  """(patch rows, grid) of uint8 frames 'T H W 3' of fitting size, T a multiple of the temporal patch.
+
+  Rows are in merge-block order: the 2×2 patches that become one feature are neighbours. A row is (channel, time, y, x).
+  """
+  T, H, W, C = frames.shape
+  t, h, w = T // settings.temporal_patch, H // settings.patch, W // settings.patch
+  mean = np.asarray(settings.mean, np.float32) * np.float32(255)
+  std = np.asarray(settings.std, np.float32) * np.float32(255)
+  m, p = settings.merge, settings.patch
+  blocks = frames.reshape(t, settings.temporal_patch, h // m, m, p, w // m, m, p, C)
+  ordered = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # t, h/m, w/m, m, m, C, T, p, p
+  values = (ordered.astype(np.float32) - mean[:, None, None, None]) / std[:, None, None, None]
+  return values.reshape(t * h * w, -1), (t, h, w)
