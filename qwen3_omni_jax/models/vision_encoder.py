@@ -76,7 +76,7 @@ def encode_vision(
   processor makes them. rows, cols: coordinates of each patch in its frame's grid of heights x widths patches. length:
   valid patches, 0 for an unused frame.
   """
-  R, P, _ = patches.shape
+  (R, P, _), D = patches.shape, cfg.hidden_size
   group = cfg.spatial_merge_size**2
   if P % group:
     raise ValueError(f'{P} patches per frame: expected a multiple of {group}; pad the frames')
@@ -94,8 +94,9 @@ def encode_vision(
     x, taps = carry
     p, slot = inputs
     a, normed = p['attn'], layer_norm(x, p['attn_norm'], NORM_EPS)
-    qkv = jnp.einsum('RPD,DANH->ARPNH', normed, a['qkv']['kernel'].astype(x.dtype))
-    q, k, v = qkv + a['qkv']['bias'].astype(x.dtype)[:, None, None]
+    # One plain matmul, split afterwards: half the time of an einsum to 'A R P N H' on CPU.
+    qkv = linear(normed, {'kernel': a['qkv']['kernel'].reshape(D, -1), 'bias': a['qkv']['bias'].reshape(-1)})
+    q, k, v = (y.reshape(R, P, cfg.num_heads, cfg.head_dim) for y in jnp.split(qkv, 3, axis=-1))
     # Rotated in float32: the reference does so here, unlike in its language models.
     q, k = (rope.rotate(y.astype(jnp.float32), angle).astype(x.dtype) for y in (q, k))
     out = attention(q, k, v, q_segment=segment, k_segment=segment)
