@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from speech_reference import code2wav_pair
 
 from qwen3_omni_jax.config import Code2WavConfig
 from qwen3_omni_jax.models import code2wav as c2w
 from qwen3_omni_jax.nn.params import init_params
+from tests.models.speech_reference import code2wav_pair
 
 OTHER_RATES = Code2WavConfig(
   codebook_size=13, num_quantizers=3, hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,

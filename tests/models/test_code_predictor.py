@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from speech_reference import talker_pair
 
 from qwen3_omni_jax.config import TalkerConfig, TextConfig
 from qwen3_omni_jax.models import code_predictor as cp
 from qwen3_omni_jax.nn.params import init_params
+from tests.models.speech_reference import talker_pair
 
 
 def talker_config(predictor: TextConfig, groups: int) -> TalkerConfig:

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from speech_reference import ref, talker_pair
 
 from qwen3_omni_jax.config import TalkerConfig, TextConfig
 from qwen3_omni_jax.infer.sampling import penalise
 from qwen3_omni_jax.models import talker as tk
 from qwen3_omni_jax.models.code_predictor import predict_codes, prepare_predictor
 from qwen3_omni_jax.nn.cache import init_cache
+from tests.models.speech_reference import ref, talker_pair
 
 TOLERANCE = 5e-5  # of the largest magnitude; float32, sums in another order
 IDS = dict(
