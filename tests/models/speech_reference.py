@@ -50,17 +50,20 @@ class Weights:
     return np.stack([self(name.replace('*', str(i)), layout, **sizes) for i in range(layers)])
 
 
-def code2wav_pair(cfg: Code2WavConfig, seed: int):
-  """(reference module, our parameters)."""
+def code2wav_config(cfg: Code2WavConfig) -> ref_config.Qwen3OmniMoeCode2WavConfig:
   fields = ('codebook_size', 'num_quantizers', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
             'num_attention_heads', 'num_key_value_heads', 'sliding_window', 'rms_norm_eps', 'decoder_dim')  # fmt: skip
-  config = ref_config.Qwen3OmniMoeCode2WavConfig(
+  return ref_config.Qwen3OmniMoeCode2WavConfig(
     **{name: getattr(cfg, name) for name in fields},
     upsample_rates=list(cfg.upsample_rates),
     upsampling_ratios=list(cfg.upsampling_ratios),
     rope_parameters={'rope_type': 'default', 'rope_theta': cfg.rope_theta},
   )
-  module = randomise(ref.Qwen3OmniMoeCode2Wav(config), seed, gain=0.4)
+
+
+def code2wav_pair(cfg: Code2WavConfig, seed: int):
+  """(reference module, our parameters). The gain keeps the wave inside [-1, 1]."""
+  module = randomise(ref.Qwen3OmniMoeCode2Wav(code2wav_config(cfg)), seed, gain=0.4)
   return module, code2wav_params(Weights(module), cfg)
 
 
@@ -139,8 +142,7 @@ def text_config_fields(cfg: TextConfig) -> dict:
   return fields
 
 
-def talker_pair(cfg: TalkerConfig, seed: int):
-  """(reference Talker with its code predictor, our Talker parameters, our code predictor parameters)."""
+def talker_config(cfg: TalkerConfig) -> ref_config.Qwen3OmniMoeTalkerConfig:
   predictor = text_config_fields(cfg.code_predictor) | {'num_code_groups': cfg.num_code_groups}
   ids = ('codec_pad_id', 'codec_bos_id', 'codec_eos_token_id', 'codec_nothink_id', 'codec_think_bos_id',
          'codec_think_eos_id', 'num_code_groups', 'thinker_hidden_size', 'accept_hidden_layer')  # fmt: skip
@@ -151,8 +153,17 @@ def talker_pair(cfg: TalkerConfig, seed: int):
     **{name: getattr(cfg, name) for name in ids},
   )
   config.spatial_merge_size = 2  # not declared by the class, read by the model
-  module = randomise(ref.Qwen3OmniMoeTalkerForConditionalGeneration(config), seed)
-  weights = Weights(module)
+  return config
+
+
+def talker_pair(cfg: TalkerConfig, seed: int):
+  """(reference Talker with its code predictor, our Talker parameters, our code predictor parameters)."""
+  module = randomise(ref.Qwen3OmniMoeTalkerForConditionalGeneration(talker_config(cfg)), seed)
+  return module, *talker_params(Weights(module), cfg)
+
+
+def talker_params(weights: Weights, cfg: TalkerConfig) -> tuple[dict, dict]:
+  """(Talker, code predictor)."""
   rest = cfg.num_code_groups - 1
   talker = {
     'embed': weights('model.codec_embedding.weight'),
@@ -172,7 +183,7 @@ def talker_pair(cfg: TalkerConfig, seed: int):
     'norm': weights('code_predictor.model.norm.weight'),
     'head': weights.stacked('code_predictor.lm_head.*.weight', rest, 'V D -> D V'),
   }
-  return module, talker, code_predictor
+  return talker, code_predictor
 
 
 def decoder_params(w: Weights, cfg: TextConfig, prefix: str) -> dict:
@@ -202,7 +213,8 @@ def decoder_params(w: Weights, cfg: TextConfig, prefix: str) -> dict:
       'up': gate_up[:, 1],
       'down': w.stacked(layer + 'mlp.experts.down_proj', L, 'E D F -> E F D'),
     },
-    'shared': swiglu('mlp.shared_expert'),
-    'shared_gate': w.stacked(layer + 'mlp.shared_expert_gate.weight', L, '1 D -> D'),
   }
+  if cfg.shared_expert_intermediate_size:
+    params['moe']['shared'] = swiglu('mlp.shared_expert')
+    params['moe']['shared_gate'] = w.stacked(layer + 'mlp.shared_expert_gate.weight', L, '1 D -> D')
   return params
