@@ -210,7 +210,7 @@ PREPROCESSOR = {
   'chunk_length': 300, 'dither': 0.0, 'feature_extractor_type': 'WhisperFeatureExtractor', 'feature_size': 128,
   'hop_length': 160, 'image_mean': [0.5, 0.5, 0.5], 'image_processor_type': 'Qwen2VLImageProcessor',
   'image_std': [0.5, 0.5, 0.5], 'max_pixels': 12845056, 'merge_size': 2, 'min_pixels': 3136, 'n_fft': 400,
-  'n_samples': 4800000, 'nb_max_frames': 30000, 'padding_side': 'left', 'padding_value': 0.0, 'patch_size': 16,
+  'n_samples': 4800000, 'nb_max_frames': 30000, 'padding_value': 0.0, 'patch_size': 16,
   'processor_class': 'Qwen3OmniMoeProcessor', 'return_attention_mask': True, 'sampling_rate': 16000,
   'temporal_patch_size': 2,
 }  # fmt: skip
