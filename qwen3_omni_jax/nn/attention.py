@@ -75,9 +75,11 @@ def _dense(q, k, v, query, key, sees):
   scores = jnp.einsum('BKGTH,BKSH->BKGTS', q, k, preferred_element_type=jnp.float32)
   scores = jnp.where(sees(query, key)[:, None, None], scores, _LOWEST)
   top = scores.max(axis=-1, keepdims=True)
-  weights = jnp.exp(scores - top)
-  out = jnp.einsum('BKGTS,BKSH->BKGTH', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-  out = jnp.where(top > _LOWEST / 2, out / weights.sum(axis=-1, keepdims=True), 0)
+  weights = jnp.exp(scores - top).astype(v.dtype)
+  out = jnp.einsum('BKGTS,BKSH->BKGTH', weights, v, preferred_element_type=jnp.float32)
+  # A matmul with ones, not a sum: XLA on CPU would compute every exp a second time to feed a sum.
+  total = jnp.einsum('BKGTS,S->BKGT', weights, jnp.ones(k.shape[2], v.dtype), preferred_element_type=jnp.float32)
+  out = jnp.where(top > _LOWEST / 2, out / total[..., None], 0)
   return jnp.einsum('BKGTH->BTKGH', out.astype(v.dtype))
 
 
