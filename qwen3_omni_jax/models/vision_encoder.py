@@ -136,12 +136,12 @@ def position_embedding(
     part = place - low.astype(jnp.float32)
     return (low, 1 - part), (jnp.minimum(low + 1, side - 1), part)
 
-  table = table.astype(jnp.float32)
-  return sum(
-    jnp.take(table, row * side + col, axis=0) * (row_part * col_part)[..., None]
+  corners = [
+    jnp.take(table.astype(jnp.float32), row * side + col, axis=0) * (row_part * col_part)[..., None]
     for row, row_part in taps(rows, heights)
     for col, col_part in taps(cols, widths)
-  )  # fmt: skip
+  ]
+  return corners[0] + corners[1] + corners[2] + corners[3]
 
 
 class VisionEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""The vision encoder against the reference implementation, and its own laws: frames, padding, deepstack, compile time."""
+"""The vision encoder against the reference implementation, and its own laws: frames, padding, deepstack, memory."""
 
 import functools
 
@@ -37,7 +37,7 @@ def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frames_of(patches: np.ndarray, grids: list[tuple[int, int, int]], pad_to: int = 0, unused: int = 0):
-  """Arguments of encode_vision: one row per frame of every (time, height, width) grid, padded; `unused` rows in front."""
+  """Arguments of encode_vision: one row per frame of every (time, height, width) grid, padded; `unused` ones first."""
   frames = [(h, w) for t, h, w in grids for _ in range(t)]
   P = max(pad_to, max(h * w for h, w in frames))
   R = len(frames) + unused
@@ -194,11 +194,11 @@ def test_without_deepstack_there_are_no_levels():
 def test_module_declares_the_spec_and_gives_the_function():
   cfg, grids = CONFIGS[0], [(1, 4, 6)]
   arguments = frames_of(patches_of(cfg, grids), grids)
-  variables = VisionEncoder(cfg).init(jax.random.key(0), *arguments)
-  ours = jax.tree.map(jnp.shape, init_params(vision_spec(cfg), jax.random.key(0)))
+  variables = jax.jit(VisionEncoder(cfg).init)(jax.random.key(0), *arguments)
+  ours = jax.tree.map(jnp.shape, abstract_params(vision_spec(cfg)))
   assert jax.tree.map(jnp.shape, variables['params']) == ours
-  features, deepstack = VisionEncoder(cfg).apply(variables, *arguments)
-  expected, expected_levels = encode_vision(variables['params'], cfg, *arguments)
+  features, deepstack = jax.jit(VisionEncoder(cfg).apply)(variables, *arguments)
+  expected, expected_levels = encode(variables['params'], cfg, *arguments)
   np.testing.assert_array_equal(features, expected)
   np.testing.assert_array_equal(deepstack, expected_levels)
 
