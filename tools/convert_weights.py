@@ -1,7 +1,6 @@
-"""`qwen3-omni convert`: published weights to a checkpoint that jax restores onto any mesh. No torch; memory stays small."""
+"""`qwen3-omni convert`: published weights to a checkpoint that jax restores onto any mesh, in little memory."""
 
 import argparse
-import os
 import pathlib
 import shutil
 import sys
@@ -12,7 +11,6 @@ SMALL_FILES = (
   'special_tokens_map.json', 'added_tokens.json', 'preprocessor_config.json', 'processor_config.json',
   'video_preprocessor_config.json', 'chat_template.json', 'chat_template.jinja', 'LICENSE', 'README.md',
 )  # fmt: skip
-COMMIT_BYTES = 256 * 2**20  # written to disk at once; bounds the memory in use
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   to_jax = directions.add_parser('to-jax', help='published layout to a converted folder')
   to_jax.add_argument('--from', dest='source', required=True, metavar='HF_DIR', help='folder in the published layout')
   to_jax.add_argument('--to', dest='target', required=True, metavar='DIR', help='new folder')
-  to_jax.add_argument('--dtype', choices=('bfloat16', 'float32'), help='store the weights as this (default: as they are)')
+  to_jax.add_argument(
+    '--dtype', choices=('bfloat16', 'float16', 'float32'), help='store the weights as this (default: as they are)'
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,60 +28,47 @@ def run(args: argparse.Namespace) -> int:
   return 0
 
 
-def convert_to_jax(source: pathlib.Path, target: pathlib.Path, dtype: str | None = None, progress: bool = False) -> None:
-  """Converts a published folder. The target appears only when it is complete; until then the work is in `TARGET.partial`."""
-  import math
+def convert_to_jax(
+  source: str | pathlib.Path, target: str | pathlib.Path, dtype: str | None = None, progress: bool = False
+) -> None:
+  """Converts a published folder. Until it is complete, the work is in `TARGET.partial`.
 
-  import ml_dtypes
-  import numpy as np
-  import tensorstore as ts
-
+  Peak memory is about one published tensor and what is written at once (weights/store.py), however large a stack is.
+  Raises ValueError with the full list of tensors that do not fit config.json; nothing is written then.
+  """
   from ..config import load_config
   from ..models.omni import omni_spec
   from ..nn.params import leaves
   from ..weights import store
-  from ..weights.source import open_published
+  from ..weights.load import as_dtype
+  from ..weights.source import open_published, stored_dtypes
   from ..weights.table import published
 
+  source, target = pathlib.Path(source), pathlib.Path(target)
   if not source.is_dir():
     raise ValueError(f'{source}: no such folder; expected a checkpoint in the published layout')
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise ValueError(f'{target}: not empty; give a new folder')
+  if store.is_converted(source):
+    raise ValueError(f'{source}: already converted; expected a checkpoint in the published layout')
   cfg = load_config(source)
+  wanted = as_dtype(dtype)
   views = open_published(source, cfg)
+  dtypes = stored_dtypes(views, cfg)
   tensors = published(cfg)
-  first = next(iter(views.values()))
-  stored = np.dtype({'bfloat16': ml_dtypes.bfloat16, 'float32': np.float32}[dtype] if dtype else first.shard.dtype(first.name))
   stacked = {tensor.row.ours: len(tensor.index) for tensor in tensors.values()}
-  shapes = {path: (param.shape, stacked[path]) for path, param in leaves(omni_spec(cfg))}
-  total = sum(math.prod(shape) for shape, _ in shapes.values()) * stored.itemsize
-  parent = target.absolute().parent
-  parent.mkdir(parents=True, exist_ok=True)
-  if shutil.disk_usage(parent).free < total * 1.02:
-    free = shutil.disk_usage(parent).free
-    raise ValueError(f'{parent}: {free / 1e9:.1f} GB free, the checkpoint needs {total * 1.02 / 1e9:.1f} GB')
-  partial = target.with_name(target.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir()
-  arrays = store.create(partial, shapes, stored)
-  report = _Progress(total) if progress else None
-  batch, batched = ts.Transaction(), 0  # one commit for many small tensors: a commit each would take longer than the data
+  slots = {
+    path: store.Slot(param.shape, stacked[path], wanted or dtypes[path]) for path, param in leaves(omni_spec(cfg))
+  }
+  writer = store.Writer(target, slots)
+  report = _Progress(sum(slot.nbytes for slot in slots.values())) if progress else None
   for name, tensor in tensors.items():
-    value = np.ascontiguousarray(tensor.to_ours(views[name].read()).astype(stored, copy=False))
-    arrays[tensor.row.ours].with_transaction(batch)[tensor.index].write(value).result()
-    batched += value.nbytes
-    if batched > COMMIT_BYTES:
-      batch.commit_sync()
-      batch, batched = ts.Transaction(), 0
+    value = tensor.to_ours(views[name].read())
+    writer.write(tensor.row.ours, tensor.index, value)
     if report:
-      report.add(value.nbytes)
-  batch.commit_sync()
+      report.add(value.size * slots[tensor.row.ours].dtype.itemsize)
   for file in SMALL_FILES:
     if (source / file).is_file():
-      shutil.copyfile(source / file, partial / file)
-  if target.exists():
-    target.rmdir()
-  os.replace(partial, target)
+      shutil.copyfile(source / file, writer.folder / file)
+  writer.finish()
   if report:
     report.done(target)
 

@@ -1,6 +1,5 @@
 """Parameters into memory, from a published or a converted folder: the same arrays bit for bit."""
 
-import math
 import pathlib
 from collections.abc import Callable
 
@@ -13,11 +12,13 @@ from ..models.omni import omni_spec
 from ..nn.params import leaves
 from ..shapes import Params
 from . import store
-from .source import open_published
+from .source import open_published, stored_dtypes
 from .table import published
 
+DTYPES = {'bfloat16': np.dtype(ml_dtypes.bfloat16), 'float16': np.dtype(np.float16), 'float32': np.dtype(np.float32)}
+
 Index = tuple[slice, ...]
-Reader = Callable[[Index], np.ndarray]  # part of one array, by slices of its full shape
+Reader = Callable[[str, Index], np.ndarray]  # (path, slices of the full shape) -> that part of the array
 
 
 def load_params(
@@ -31,31 +32,28 @@ def load_params(
   """The parameter tree of a checkpoint folder of either kind.
 
   dtype: convert to this ('bfloat16', 'float32'); None keeps what is stored. parts: only these top-level parts, e.g.
-  ('thinker', 'audio'). shardings: a tree of jax shardings like the parameters; each host then reads only its shards, and the
-  leaves are jax arrays. Without it they are numpy arrays.
+  ('thinker', 'audio'). shardings: a tree of jax shardings like the parameters (of those parts at least); each host then
+  reads only its shards, and the leaves are jax arrays. Without it they are numpy arrays.
+  Raises ValueError listing every tensor that is missing, unknown, mis-shaped or damaged.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise ValueError(f'{folder}: no such folder; expected a checkpoint')
   cfg = cfg or load_config(folder)
-  to = None if dtype is None else np.dtype(ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype)
   spec = omni_spec(cfg)
   for part in parts or ():
     if part not in spec:
       raise ValueError(f'{folder}: this checkpoint has no {part}; it has {", ".join(spec)}')
-  readers = _converted_readers(folder, cfg) if store.is_converted(folder) else _published_readers(folder, cfg)
+  read = (_converted if store.is_converted(folder) else _published)(folder, cfg, as_dtype(dtype))
   tree: Params = {}
   for path, param in leaves(spec):
-    *parents, name = path.split('/')
-    if parts is not None and parents[:1] and parents[0] not in parts:
+    if parts is not None and path.split('/')[0] not in parts:
       continue
-    read = readers[path]
     if shardings is None:
-      array = _cast(read(tuple(slice(0, n) for n in param.shape)), to)
+      array = read(path, tuple(slice(0, n) for n in param.shape))
     else:
-      array = jax.make_array_from_callback(
-        param.shape, _lookup(shardings, path), lambda index, read=read: _cast(read(index), to)
-      )
+      array = _sharded(read, path, param.shape, _lookup(shardings, path))
+    *parents, name = path.split('/')
     node = tree
     for parent in parents:
       node = node.setdefault(parent, {})
@@ -63,8 +61,24 @@ def load_params(
   return tree
 
 
-def _cast(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
-  return array if dtype is None else array.astype(dtype, copy=False)
+def as_dtype(name: str | None) -> np.dtype | None:
+  """The dtype of that name; None stays None."""
+  if name is not None and name not in DTYPES:
+    raise ValueError(f'dtype {name!r}: expected one of {", ".join(DTYPES)}')
+  return None if name is None else DTYPES[name]
+
+
+def _sharded(read: Reader, path: str, shape: tuple[int, ...], sharding) -> jax.Array:
+  """The array on its devices; a shard that several devices hold is read once."""
+  shards: dict[tuple, np.ndarray] = {}
+
+  def shard(index) -> np.ndarray:
+    bounds = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
+    if bounds not in shards:
+      shards[bounds] = read(path, tuple(slice(start, stop) for start, stop, _ in bounds))
+    return shards[bounds]
+
+  return jax.make_array_from_callback(shape, sharding, shard)
 
 
 def _lookup(tree: Params, path: str):
@@ -73,46 +87,27 @@ def _lookup(tree: Params, path: str):
   return tree
 
 
-def _published_readers(folder: pathlib.Path, cfg: OmniConfig) -> dict[str, Reader]:
+def _published(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None) -> Reader:
   views = open_published(folder, cfg)
+  dtypes = stored_dtypes(views, cfg)
   members: dict[str, dict[tuple[int, ...], str]] = {}
   tensors = published(cfg)
   for name, tensor in tensors.items():
     members.setdefault(tensor.row.ours, {})[tensor.index] = name
-  shapes = {path: param.shape for path, param in leaves(omni_spec(cfg))}
 
-  def reader(path: str) -> Reader:
-    def read(index: Index) -> np.ndarray:
-      some = next(iter(members[path]))
-      stacked = len(some)
-      ranges = [range(*s.indices(n)) for s, n in zip(index, shapes[path], strict=True)]
-      out = None
-      for where in np.ndindex(*(len(r) for r in ranges[:stacked])):
-        name = members[path][tuple(r[i] for r, i in zip(ranges, where, strict=False))]
-        part = tensors[name].to_ours(views[name].read())[index[stacked:]]
-        if out is None:
-          out = np.empty(tuple(len(r) for r in ranges), part.dtype)
-        out[where] = part
-      return np.empty(tuple(len(r) for r in ranges), np.float32) if out is None else out
+  def read(path: str, index: Index) -> np.ndarray:
+    names = members[path]
+    stacked = len(next(iter(names)))
+    ranges = [range(s.start, s.stop) for s in index]
+    out = np.empty([len(r) for r in ranges], dtype or dtypes[path])
+    for where in np.ndindex(*out.shape[:stacked]):
+      name = names[tuple(r[i] for r, i in zip(ranges, where, strict=False))]
+      out[where] = tensors[name].to_ours(views[name].read())[index[stacked:]]  # one published tensor in memory
+    return out
 
-    return read
-
-  return {path: reader(path) for path in shapes}
+  return read
 
 
-def _converted_readers(folder: pathlib.Path, cfg: OmniConfig) -> dict[str, Reader]:
-  shapes = {path: param.shape for path, param in leaves(omni_spec(cfg))}
-  arrays = store.open_arrays(folder, list(shapes))
-  wrong = [
-    f'{path}: found {list(array.shape)}, expected {list(shapes[path])}'
-    for path, array in arrays.items()
-    if tuple(array.shape) != shapes[path]
-  ]
-  if wrong:
-    raise ValueError(f'{folder}: the weights do not match config.json\n  ' + '\n  '.join(wrong))
-  return {path: lambda index, array=array: array[index].read().result() for path, array in arrays.items()}
-
-
-def total_bytes(cfg: OmniConfig, itemsize: int) -> int:
-  """Size of all parameters at this many bytes each."""
-  return sum(math.prod(param.shape) for _, param in leaves(omni_spec(cfg))) * itemsize
+def _converted(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None) -> Reader:
+  arrays = store.Arrays(folder, {path: param.shape for path, param in leaves(omni_spec(cfg))})
+  return lambda path, index: arrays.read(path, index, dtype)

@@ -1,7 +1,8 @@
 """Safetensors files, read and written without torch and without trusting their headers.
 
-The format: 8 bytes of header length, a JSON header of {name: {dtype, shape, data_offsets}}, then the data. Tensors are read as
-views of a memory map, so a folder of any size costs only the pages in use.
+The format: 8 bytes of header length, a JSON header of {name: {dtype, shape, data_offsets}}, then the data. Only the
+bytes asked for are read, into memory of their own: pages of a memory map would count as ours until the kernel takes
+them back.
 """
 
 import json
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Iterator
 
 import ml_dtypes
 import numpy as np
+
+from .names import report
 
 DTYPES = {
   'F64': np.dtype('<f8'), 'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dtypes.bfloat16),
@@ -46,7 +49,6 @@ class Shard:
     self._start = 8 + length
     self._entries = {name: self._check(name, entry) for name, entry in entries.items()}
     self._check_offsets(size - self._start)
-    self._data: np.ndarray | None = None
 
   def _check(self, name: str, entry) -> tuple[np.dtype, tuple[int, ...], int, int]:
     def fail(what):
@@ -63,7 +65,8 @@ class Shard:
       fail(f'impossible data_offsets {str(offsets)[:80]}')
     begin, end = offsets
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-      fail(f'shape {shape} of {dtype} takes {math.prod(shape) * DTYPES[dtype].itemsize} bytes, offsets span {end - begin}')
+      size = math.prod(shape) * DTYPES[dtype].itemsize
+      fail(f'shape {shape} of {dtype} takes {size} bytes, its offsets span {end - begin}')
     return DTYPES[dtype], tuple(shape), begin, end
 
   def _check_offsets(self, size: int) -> None:
@@ -71,10 +74,12 @@ class Shard:
     at = 0
     for name, (_, _, begin, end) in sorted(self._entries.items(), key=lambda item: (item[1][2], item[1][3])):
       if begin != at:
-        raise ValueError(f'{self.path}: tensor {name} starts at byte {begin}, expected {at}: overlapping or missing data')
+        what = 'overlapping or missing data'
+        raise ValueError(f'{self.path}: tensor {name[:200]} starts at byte {begin}, expected {at}: {what}')
       at = end
     if at != size:
-      raise ValueError(f'{self.path}: the header describes {at} bytes of data, the file has {size}: truncated or padded')
+      what = 'truncated or padded'
+      raise ValueError(f'{self.path}: the header describes {at} bytes of data, the file has {size}: {what}')
 
   def names(self) -> list[str]:
     return list(self._entries)
@@ -85,12 +90,22 @@ class Shard:
   def dtype(self, name: str) -> np.dtype:
     return self._entries[name][0]
 
-  def read(self, name: str) -> np.ndarray:
-    """The tensor, as a read-only view of the file."""
-    if self._data is None:
-      self._data = np.memmap(self.path, np.uint8, 'r') if self.path.stat().st_size else np.zeros(0, np.uint8)
-    dtype, shape, begin, end = self._entries[name]
-    return self._data[self._start + begin : self._start + end].view(dtype).reshape(shape)
+  def read(self, name: str, part: tuple[int | slice, ...] = ()) -> np.ndarray:
+    """The tensor, or a part of it: indices into its leading axes, of which the last may be a slice of step 1.
+
+    Reads only the bytes of the part. Raises ValueError if the file has become shorter since it was opened.
+    """
+    dtype, shape, begin, _ = self._entries[name]
+    first = 0  # element of the tensor
+    for i in part:
+      rows = range(*i.indices(shape[0])) if isinstance(i, slice) else range(i, i + 1)
+      first += rows.start * math.prod(shape[1:])
+      shape = (len(rows), *shape[1:]) if isinstance(i, slice) else shape[1:]
+    size = math.prod(shape) * dtype.itemsize
+    data = np.fromfile(self.path, np.uint8, size, offset=self._start + begin + first * dtype.itemsize)
+    if data.size != size:
+      raise ValueError(f'{self.path}: truncated since it was opened; tensor {name} needs {size} bytes, got {data.size}')
+    return data.view(dtype).reshape(shape)
 
 
 def _no_duplicates(pairs):
@@ -112,19 +127,27 @@ def open_folder(folder: pathlib.Path) -> dict[str, Shard]:
     if not files:
       raise ValueError(f'{folder}: no safetensors files; expected {INDEX} with its shards, or model.safetensors')
     names = None
-  shards = {name: Shard(folder / name) for name in (sorted(set(names.values())) if names else [f.name for f in files])}
+  shards: dict[str, Shard] = {}
+  broken = []
+  for file in sorted(set(names.values())) if names else [f.name for f in files]:
+    try:
+      shards[file] = Shard(folder / file)
+    except ValueError as error:
+      broken.append(str(error))
+  if broken:
+    raise ValueError('\n'.join(broken))
   found: dict[str, Shard] = {}
-  problems = []
+  repeated, misplaced = [], []
   for file, shard in shards.items():
     for tensor in shard.names():
       if tensor in found:
-        problems.append(f'{tensor}: in both {found[tensor].path.name} and {file}')
+        repeated.append(f'{tensor}: in both {found[tensor].path.name} and {file}')
       found[tensor] = shard
       if names is not None and names.get(tensor) != file:
-        problems.append(f'{tensor}: in {file}, but the index says {names.get(tensor, "nothing about it")}')
-  problems += [f'{tensor}: the index says {file}, but it is not there' for tensor, file in (names or {}).items() if tensor not in found]
-  if problems:
-    raise ValueError(f'{folder}: index and shards disagree\n  ' + '\n  '.join(problems))
+        misplaced.append(f'{tensor}: in {file}, but the index says {names.get(tensor, "nothing about it")}')
+  lost = [f'{tensor}: the index says {file}, but it is not there' for tensor, file in (names or {}).items()
+          if tensor not in found]  # fmt: skip
+  report(f'{folder}: index and shards disagree', repeated=repeated, misplaced=misplaced, lost=lost)
   return found
 
 
@@ -143,14 +166,20 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
   return weight_map
 
 
-def write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shapes: dict[str, tuple[np.dtype, tuple[int, ...]]],
-                 shard_bytes: int = 5 * 10**9) -> None:  # fmt: skip
-  """Writes numbered shards and their index. shapes: dtype and shape of every tensor, known beforehand, in order; `tensors`
-  then gives the values in that order, one at a time, so memory holds one tensor."""
+Declared = dict[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of every tensor, in the order of writing
+
+
+def write_shards(
+  folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shapes: Declared, shard_bytes: int = 5 * 10**9
+) -> None:
+  """Writes numbered shards, then their index. Memory holds one tensor.
+
+  tensors: the values, in the order of `shapes`. Raises ValueError if they are not exactly those declared.
+  """
   groups: list[list[str]] = [[]]
   total = room = 0
-  sizes = {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in shapes.items()}
-  for name, size in sizes.items():
+  for name, (dtype, shape) in shapes.items():
+    size = np.dtype(dtype).itemsize * math.prod(shape)
     if groups[-1] and room + size > shard_bytes:
       groups.append([])
       room = 0
@@ -158,19 +187,24 @@ def write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]
     room += size
     total += size
   files = [f'model-{i + 1:05d}-of-{len(groups):05d}.safetensors' for i in range(len(groups))]
-  values: Iterator[tuple[str, np.ndarray]] = iter(tensors)
+  values = iter(tensors)
   for file, names in zip(files, groups, strict=True):
     _write_shard(folder / file, names, shapes, values)
+  if (extra := next(values, None)) is not None:
+    raise ValueError(f'{folder}: got {extra[0]} after the last declared tensor')
   weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
   index = {'metadata': {'total_size': total}, 'weight_map': dict(sorted(weight_map.items()))}
-  (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+  (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
 
 
-def _write_shard(path: pathlib.Path, names: list[str], shapes, values: Iterator[tuple[str, np.ndarray]]) -> None:
-  header, at = {'__metadata__': {'format': 'pt'}}, 0
+def _write_shard(
+  path: pathlib.Path, names: list[str], shapes: Declared, values: Iterator[tuple[str, np.ndarray]]
+) -> None:
+  header: dict[str, dict] = {'__metadata__': {'format': 'pt'}}
+  at = 0
   for name in names:
     dtype, shape = shapes[name]
-    end = at + dtype.itemsize * math.prod(shape)
+    end = at + np.dtype(dtype).itemsize * math.prod(shape)
     header[name] = {'dtype': _NAMES[np.dtype(dtype)], 'shape': list(shape), 'data_offsets': [at, end]}
     at = end
   encoded = json.dumps(header, separators=(',', ':')).encode()
@@ -178,8 +212,9 @@ def _write_shard(path: pathlib.Path, names: list[str], shapes, values: Iterator[
   with path.open('wb') as file:
     file.write(len(encoded).to_bytes(8, 'little') + encoded)
     for expected in names:
-      name, array = next(values)
+      name, array = next(values, ('nothing', np.zeros(0)))
       dtype, shape = shapes[expected]
-      if name != expected or array.shape != shape:
-        raise ValueError(f'{path}: expected {expected} {shape} next, got {name} {array.shape}')
-      file.write(np.ascontiguousarray(array.astype(dtype, copy=False)).view(np.uint8).data)
+      if name != expected or array.shape != tuple(shape):
+        raise ValueError(f'{path}: expected {expected} {list(shape)} next, got {name} {list(array.shape)}')
+      array = np.ascontiguousarray(array, dtype)
+      file.write(array.reshape(-1).view(np.uint8).data)

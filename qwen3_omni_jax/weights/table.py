@@ -1,8 +1,9 @@
 """The one table between published tensor names and our parameter tree.
 
-A row says: our array, the published name(s) it comes from, and the layout change as an einops pattern. `{L}`, `{E}`, `{Q}` in a
-published name are numbers counted out over our leading axes, in order: the published checkpoint has one tensor per layer
-and expert, we have one stacked array. Import, export, and every check of names and shapes derive from these rows.
+A row says: our array, the published name(s) it comes from, and the layout change as an einops pattern. `{L}`, `{E}`,
+`{Q}` in a published name are numbers counted out over our leading axes, in order: the published checkpoint has one
+tensor per layer and expert, we have one stacked array. Import, export, and every check of names and shapes derive from
+these rows.
 """
 
 import dataclasses
