@@ -10,7 +10,7 @@ import torch
 
 from qwen3_omni_jax.config import Code2WavConfig
 from qwen3_omni_jax.models import code2wav as c2w
-from qwen3_omni_jax.nn.params import init_params
+from qwen3_omni_jax.nn.params import abstract_params, init_params
 from tests.models.speech_reference import code2wav_pair
 
 OTHER_RATES = Code2WavConfig(
@@ -143,3 +143,26 @@ def test_bfloat16_weights_and_activations_stay_close():
   want = whole(SLIM)(params, codes)
   assert got.dtype == jnp.float32
   assert np.abs(got - want).mean() < 0.05 * np.abs(want).mean() + 0.01
+
+
+def test_the_module_is_the_function_over_its_own_parameters():
+  codes = random_codes(SLIM, 2, 12)
+  module = c2w.Code2Wav(SLIM)
+  variables = jax.jit(module.init)(jax.random.key(0), codes)
+  spec = init_params(c2w.code2wav_spec(SLIM), jax.random.key(0))
+  assert jax.tree.map(jnp.shape, variables) == {'params': jax.tree.map(jnp.shape, spec)}
+  got = jax.jit(module.apply)(variables, codes)
+  np.testing.assert_allclose(got, whole(SLIM)(variables['params'], codes), rtol=0, atol=TOLERANCE)
+
+
+def test_published_size_keeps_its_state_in_shape_and_under_3_megabytes_a_row():
+  cfg = Code2WavConfig()
+  params = abstract_params(c2w.code2wav_spec(cfg), jnp.bfloat16)
+  assert sum(p.size for p in jax.tree.leaves(params)) == 216_016_577
+  state = jax.eval_shape(lambda: c2w.init_state(cfg, 1, jnp.bfloat16))
+  codes = jax.ShapeDtypeStruct((1, 1, 16), jnp.int32)
+  step = functools.partial(c2w.code2wav_step, dtype=jnp.bfloat16)
+  wave, after = jax.eval_shape(lambda params, codes, state: step(params, cfg, codes, state), params, codes, state)
+  assert wave.shape == (1, 1920) and wave.dtype == jnp.float32
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) < 3e6

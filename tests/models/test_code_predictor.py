@@ -100,3 +100,17 @@ def test_the_published_predictor_has_15_embeddings_and_heads():
   shapes = jax.eval_shape(lambda: cp.prepare_predictor(init_params(cp.code_predictor_spec(cfg), jax.random.key(0))))
   assert shapes.embed.shape == (15, 2048, 1024) and shapes.head.shape == (15, 1024, 2048)
   assert sum(x.size for x in jax.tree.leaves(shapes)) == 141_570_304
+
+
+def test_the_module_is_the_function_over_its_own_parameters():
+  cfg = CONFIGS.args[1][0]
+  hidden, embedding = inputs(cfg, 3)
+  codes = np.arange(12, dtype=np.int32).reshape(3, 4)
+  module = cp.CodePredictor(cfg)
+  variables = jax.jit(module.init)(jax.random.key(0), hidden, embedding, codes)
+  got = jax.jit(module.apply)(variables, hidden, embedding, codes)
+  want = jax.jit(lambda p, h, e, c: cp.code_predictor_forward(p, cfg, h, e, c))(
+    variables['params'], hidden, embedding, codes
+  )
+  np.testing.assert_array_equal(got, want)
+  assert got.shape == (3, 4, cfg.code_predictor.vocab_size)
