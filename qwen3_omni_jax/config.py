@@ -99,6 +99,7 @@ class VisionConfig:
   out_hidden_size: int = 3584
   num_position_embeddings: int = 2304
   deepstack_visual_indexes: tuple[int, ...] = (8, 16, 24)
+  rope_theta: float = 1e4
   hidden_act: str = 'gelu_pytorch_tanh'
 
   IGNORED: ClassVar[dict[str, str]] = {
@@ -394,21 +395,18 @@ class _Reader:
       hint = f"; did you mean '{close[0]}'?" if close else ''
       self.errors.append(f'{where}{key}: unknown field{hint}')
     values = dict(parts)
+    whole = all(parts[k] is not None for k in _REQUIRED_PARTS & parts.keys())
     for name, field in fields.items():
       if name in data:
         values[name] = self._typed(data[name], field.type, where + name)
+        whole &= values[name] is not None
       elif field.default is dataclasses.MISSING:
         self.errors.append(f'{where}{name}: missing, and it has no default')
-    if any(v is None for k, v in values.items() if k not in parts) or len(values) < len(
-      [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-    ):
+        whole = False
+    if not whole:
       return None
-    try:
-      built = cls(**values)
-    except TypeError:
-      return None  # a required field is missing: already reported
-    if all(v is not None for k, v in parts.items() if k in ('audio', 'vision', 'text', 'code_predictor', 'thinker')):
-      self.errors += [where + problem for problem in built.problems()]
+    built = cls(**values)
+    self.errors += [where + problem for problem in built.problems()]
     return built
 
   def _typed(self, value: Any, kind: Any, where: str) -> Any:
@@ -433,6 +431,7 @@ class _Reader:
     return value
 
 
+_REQUIRED_PARTS = frozenset(('audio', 'vision', 'text', 'code_predictor', 'thinker'))
 _POSITIVE = frozenset((
   'num_mel_bins', 'd_model', 'encoder_layers', 'encoder_attention_heads', 'encoder_ffn_dim', 'downsample_hidden_size',
   'output_dim', 'depth', 'hidden_size', 'intermediate_size', 'num_heads', 'in_channels', 'patch_size',
@@ -467,10 +466,15 @@ def _read_thinker(reader: _Reader, data: dict | None) -> ThinkerConfig | None:
   vision = reader.object(data, 'vision_config', where)
   parts = {
     'audio': audio and reader.build(AudioConfig, audio, where + 'audio_config.', {}),
-    'vision': vision and reader.build(VisionConfig, vision, where + 'vision_config.', {}),
+    'vision': _read_vision(reader, vision, where + 'vision_config.'),
     'text': _read_text(reader, reader.object(data, 'text_config', where), where + 'text_config.', True),
   }
   return reader.build(ThinkerConfig, data, where, parts, ('audio_config', 'vision_config', 'text_config'))
+
+
+def _read_vision(reader: _Reader, data: dict | None, where: str) -> VisionConfig | None:
+  found = _without_rope(reader, data, where, {'rope_theta': 1e4})
+  return found and reader.build(VisionConfig, found[0], where, {'rope_theta': found[1]['rope_theta']})
 
 
 def _read_talker(reader: _Reader, data: dict | None) -> TalkerConfig | None:
@@ -529,7 +533,8 @@ def _without_rope(reader: _Reader, data: dict | None, where: str, default: dict)
   theta = rope.pop('rope_theta', data.pop('rope_theta', default['rope_theta']))
   data.pop('rope_theta', None)
   section = rope.pop('mrope_section', [])
-  kinds = {rope.pop('rope_type', 'default'), rope.pop('type', 'default')} - {'default', 'mrope'}
+  usual = {'default', 'mrope'} | ({'axial'} if where.endswith('vision_config.') else set())  # names of what we implement
+  kinds = {rope.pop('rope_type', 'default'), rope.pop('type', 'default')} - usual
   for flag in ('interleaved', 'mrope_interleaved'):
     rope.pop(flag, None)  # the reference interleaves whatever the flags say
   if kinds or rope:

@@ -17,7 +17,6 @@ from ..nn.params import Param, Spec, declare, stack
 from ..shapes import Array, Float, Int, Params
 
 NORM_EPS = 1e-6  # of every layer norm; fixed in the reference
-ROPE_THETA = 10_000.0  # fixed in the reference
 
 
 def vision_spec(cfg: VisionConfig) -> Spec:
@@ -82,7 +81,7 @@ def encode_vision(
     raise ValueError(f'{P} patches per frame: expected a multiple of {group}; pad the frames')
   segment = (jnp.arange(P) < length[:, None]).astype(jnp.int32)
   # Half of the rotated pairs turn with the row, half with the column.
-  angle = jnp.concatenate([rope.angles(at, cfg.head_dim // 2, ROPE_THETA) for at in (rows, cols)], axis=-1)
+  angle = jnp.concatenate([rope.angles(at, cfg.head_dim // 2, cfg.rope_theta) for at in (rows, cols)], axis=-1)
   x = linear(patches, params['patch'])
   x = x + position_embedding(params['positions'], cfg.grid_side, rows, cols, heights, widths).astype(x.dtype)
   levels = len(cfg.deepstack_visual_indexes)
