@@ -7,7 +7,8 @@
   L layers         Q codebooks         M mel bins    P patches
   C channels       W wave samples      R rows of a packed media batch (audio windows, video frames)
 
-A letter names the same thing in einsum strings, comments and annotations.
+A letter names the same thing in einsum strings, comments and annotations. (One letter alone is written ' B' in an annotation, so
+that linters do not take it for the name of a class.)
 """
 
 from jaxtyping import Array, Bool, Float, Int, PyTree

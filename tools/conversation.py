@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+MEDIA_KEYS = ('audio', 'image', 'video', 'audio_url', 'image_url', 'video_url')
 MAX_CONVERSATION_BYTES = 512 * 2**20  # media may be inside as data: URLs
 
 
@@ -65,7 +66,7 @@ def _from_folder(messages: list[Any], folder: pathlib.Path) -> list[Any]:
   def part(item: Any) -> Any:
     if not isinstance(item, dict):
       return item
-    return {k: local(v) if k in ('audio', 'image', 'video', 'audio_url', 'image_url', 'video_url') else v for k, v in item.items()}
+    return {k: local(v) if k in MEDIA_KEYS else v for k, v in item.items()}
 
   return [
     {**m, 'content': [part(p) for p in m['content']]} if isinstance(m, dict) and isinstance(m.get('content'), list) else m

@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
+from typing import Any
 
 from .conversation import add_input_arguments, add_model_arguments, prompt_options, read_conversation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_model_arguments(parser)
-  media = dict(action='append', default=[], metavar='FILE')
+  media: dict[str, Any] = dict(action='append', default=[], metavar='FILE')
   parser.add_argument('--text', help='the question')
   parser.add_argument('--system', help='a system message')
   parser.add_argument('--audio', help='an audio file (may be repeated)', **media)

@@ -8,7 +8,7 @@ RATE_HZ = 22_050  # not the model's 16 kHz, and stereo: the way in must cope
 
 
 def write_samples(folder: str | pathlib.Path) -> dict[str, pathlib.Path]:
-  """Writes the files; {'audio', 'image', 'video', 'silent_video'} to their paths. The same bytes of sound and picture every time."""
+  """Writes the files and returns their paths by 'audio', 'image', 'video' and 'silent_video'. Always the same contents."""
   import soundfile
   from PIL import Image
 

@@ -29,8 +29,8 @@ class AudioWindows:
   """Log-mel windows of up to 8 s, all of the same number of 1 s chunks (see models.audio_encoder)."""
 
   mel: Float[np.ndarray, 'R F M']
-  frames: Int[np.ndarray, 'R']
-  conv_frames: Int[np.ndarray, 'R']
+  frames: Int[np.ndarray, ' R']
+  conv_frames: Int[np.ndarray, ' R']
 
 
 @flax.struct.dataclass
@@ -40,9 +40,9 @@ class VisualFrames:
   patches: Float[np.ndarray, 'R P C']
   rows: Int[np.ndarray, 'R P']
   cols: Int[np.ndarray, 'R P']
-  heights: Int[np.ndarray, 'R']
-  widths: Int[np.ndarray, 'R']
-  length: Int[np.ndarray, 'R']
+  heights: Int[np.ndarray, ' R']
+  widths: Int[np.ndarray, ' R']
+  length: Int[np.ndarray, ' R']
 
 
 @flax.struct.dataclass
@@ -59,8 +59,8 @@ class Batch:
 
   tokens: ThinkerTokens
   media: Media
-  length: Int[np.ndarray, 'B']
-  next_position: Float[np.ndarray, 'B']
+  length: Int[np.ndarray, ' B']
+  next_position: Float[np.ndarray, ' B']
 
 
 def collate(rows: Sequence[ModelInputs], cfg: ThinkerConfig, pad_rows_to: int | None = None) -> Batch:

@@ -33,12 +33,12 @@ class State:
   """Everything a decode step reads and writes."""
 
   cache: KVCache
-  filled: Int[Array, 'B']  # cache slots in use
-  position: Float[Array, 'B']  # position of the next token to be fed
-  token: Int[Array, 'B']  # sampled last, not fed yet
-  done: Bool[Array, 'B']
+  filled: Int[Array, ' B']  # cache slots in use
+  position: Float[Array, ' B']  # position of the next token to be fed
+  token: Int[Array, ' B']  # sampled last, not fed yet
+  done: Bool[Array, ' B']
   output: Int[Array, 'B O']  # tokens sampled so far
-  count: Int[Array, 'B']  # how many of them, the stop token included
+  count: Int[Array, ' B']  # how many of them, the stop token included
   seen: Bool[Array, 'B V'] | None  # prompt and output tokens; None where no row has a repetition penalty
 
 
@@ -46,8 +46,8 @@ class State:
 class Limits:
   """When rows end: a stop token (its id is kept in the output), or `tokens` of output. stop is padded with -1."""
 
-  stop: Int[Array, 'X']
-  tokens: Int[Array, 'B']
+  stop: Int[Array, ' X']
+  tokens: Int[Array, ' B']
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))

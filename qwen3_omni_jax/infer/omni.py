@@ -114,11 +114,8 @@ class Omni:
     for start in range(0, len(good), batch_size):
       members = good[start : start + batch_size]
       rows: list[ModelInputs] = [inputs[i] for i in members]  # type: ignore[misc]
-      run = None
-      for run in self._run(rows, [samplings[i] for i in members], [limits[i] for i in members], stop_token_ids):
-        pass
-      assert run is not None
-      replies.update(zip(members, self._replies(run, rows, stop_token_ids), strict=True))
+      *_, last = self._run(rows, [samplings[i] for i in members], [limits[i] for i in members], stop_token_ids)
+      replies.update(zip(members, self._replies(last, rows, stop_token_ids), strict=True))
     return [replies[i] for i in range(len(inputs))]
 
   def stream(
@@ -155,7 +152,8 @@ class Omni:
     """Log-probability of every token of each conversation's last assistant turn, given all before it."""
     scores = []
     for start in range(0, len(conversations), batch_size):
-      rows, first = zip(*(self.processor.for_scoring(c, **prompt) for c in conversations[start : start + batch_size]))
+      pairs = [self.processor.for_scoring(c, **prompt) for c in conversations[start : start + batch_size]]
+      rows, first = [row for row, _ in pairs], [begin for _, begin in pairs]
       batch = collate(rows, self.cfg.thinker)
       features = decode.encode_media(self.params, self.cfg.thinker, batch.media, self.dtype)
       logprobs = np.asarray(

@@ -45,11 +45,11 @@ class SamplingRows:
   """Sampling settings of a batch, as arrays. candidates (static): how many of the largest logits may be drawn from at all:
   the largest top_k of the batch, or the whole vocabulary if some row has no top_k; 0 if every row is greedy."""
 
-  temperature: Float[Array, 'B']
-  top_k: Int[Array, 'B']
-  top_p: Float[Array, 'B']
-  repetition_penalty: Float[Array, 'B']
-  seed: Int[Array, 'B']
+  temperature: Float[Array, ' B']
+  top_k: Int[Array, ' B']
+  top_p: Float[Array, ' B']
+  repetition_penalty: Float[Array, ' B']
+  seed: Int[Array, ' B']
   candidates: int = flax.struct.field(pytree_node=False)
 
 
@@ -69,13 +69,13 @@ def sampling_rows(rows: list[Sampling], vocab: int) -> SamplingRows:
   )
 
 
-def penalise(logits: Float[Array, 'B V'], seen: Bool[Array, 'B V'], penalty: Float[Array, 'B']) -> Float[Array, 'B V']:
+def penalise(logits: Float[Array, 'B V'], seen: Bool[Array, 'B V'], penalty: Float[Array, ' B']) -> Float[Array, 'B V']:
   """Logits of tokens already seen, divided by the penalty if positive, multiplied if negative."""
   penalty = penalty[:, None]
   return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def sample(logits: Float[Array, 'B V'], rows: SamplingRows, step: Int[Array, 'B'], stream: int = 0) -> Int[Array, 'B']:
+def sample(logits: Float[Array, 'B V'], rows: SamplingRows, step: Int[Array, ' B'], stream: int = 0) -> Int[Array, ' B']:
   """One token per row. step: how many tokens the row has drawn; stream: keeps independent draws of one step apart.
 
   Order as in the reference: (penalty before this call,) temperature, top-k, top-p over what top-k left.

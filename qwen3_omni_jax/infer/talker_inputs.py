@@ -24,7 +24,7 @@ from .collate import bucket
 class Prompt(Protocol):
   """One row's tokens and (time, height, width) positions, as made by the processor."""
 
-  ids: Int[np.ndarray, 'T']
+  ids: Int[np.ndarray, ' T']
   positions: Float[np.ndarray, '3 T']
 
 
@@ -34,10 +34,10 @@ class TalkerInputs:
 
   index: Int[np.ndarray, 'B U']  # the user's tokens in the Thinker's prompt
   media: Bool[np.ndarray, 'B U']  # audio, image and video pads among them
-  length: Int[np.ndarray, 'B']
-  header: Int[np.ndarray, 'B']  # where the last '<|im_start|>assistant\n' begins in the Thinker's prompt
+  length: Int[np.ndarray, ' B']
+  header: Int[np.ndarray, ' B']  # where the last '<|im_start|>assistant\n' begins in the Thinker's prompt
   positions: Float[np.ndarray, '3 B P']
-  next_position: Float[np.ndarray, 'B']  # of the first frame's input
+  next_position: Float[np.ndarray, ' B']  # of the first frame's input
 
 
 def talker_inputs(
@@ -71,7 +71,7 @@ def talker_inputs(
   return out
 
 
-def user_tokens(ids: Int[np.ndarray, 'T'], cfg: OmniConfig) -> Int[np.ndarray, 'U']:
+def user_tokens(ids: Int[np.ndarray, ' T'], cfg: OmniConfig) -> Int[np.ndarray, ' U']:
   """Indices of the tokens of user turns: '<|im_start|>user' and all up to the next '<|im_start|>'."""
   starts = np.flatnonzero(ids == cfg.im_start_token_id)
   ends = np.append(starts[1:], len(ids))
@@ -80,7 +80,7 @@ def user_tokens(ids: Int[np.ndarray, 'T'], cfg: OmniConfig) -> Int[np.ndarray, '
   return np.concatenate(runs) if runs else np.zeros(0, np.int64)
 
 
-def assistant_header(ids: Int[np.ndarray, 'T'], cfg: OmniConfig) -> int:
+def assistant_header(ids: Int[np.ndarray, ' T'], cfg: OmniConfig) -> int:
   """Index of the last '<|im_start|>assistant\\n'. Tokens after its three belong to the reply and are spoken with it."""
   starts = np.flatnonzero((ids[:-1] == cfg.im_start_token_id) & (ids[1:] == cfg.assistant_token_id))
   if not len(starts) or starts[-1] + HEADER > len(ids):
@@ -91,7 +91,7 @@ def assistant_header(ids: Int[np.ndarray, 'T'], cfg: OmniConfig) -> int:
   return int(starts[-1])
 
 
-def user_positions(positions: Float[np.ndarray, '3 T'], index: Int[np.ndarray, 'U']) -> Float[np.ndarray, '3 U']:
+def user_positions(positions: Float[np.ndarray, '3 T'], index: Int[np.ndarray, ' U']) -> Float[np.ndarray, '3 U']:
   """The Thinker's positions of the tokens `index`, closed up over the gaps between kept runs."""
   out = positions[:, index].astype(np.float64)
   following = 0.0
@@ -136,7 +136,7 @@ def thinker_rows(
 
 
 def reply_track(
-  params: Params, cfg: OmniConfig, reply: Int[Array, 'B K'], count: Int[Array, 'B'], dtype=jnp.float32
+  params: Params, cfg: OmniConfig, reply: Int[Array, 'B K'], count: Int[Array, ' B'], dtype=jnp.float32
 ) -> TextTrack:
   """The text track of replies given as token ids. count: tokens to say, without the end-of-turn token. params: whole
   tree."""

@@ -64,8 +64,8 @@ def encode_audio(
   params: Params,
   cfg: AudioConfig,
   mel: Float[Array, 'R F M'],
-  frames: Int[Array, 'R'],
-  conv_frames: Int[Array, 'R'],
+  frames: Int[Array, ' R'],
+  conv_frames: Int[Array, ' R'],
   *,
   remat: bool = False,
   windows_at_once: int | None = None,
@@ -112,7 +112,7 @@ def _project(x: Float[Array, 'R S D'], p: Params) -> Float[Array, 'R S N H']:
 
 
 def _convolve(
-  params: Params, cfg: AudioConfig, mel: Float[Array, 'R F M'], conv_frames: Int[Array, 'R'], at_once: int, remat: bool
+  params: Params, cfg: AudioConfig, mel: Float[Array, 'R F M'], conv_frames: Int[Array, ' R'], at_once: int, remat: bool
 ) -> Float[Array, 'R S D']:
   """Mel windows to transformer inputs, a block of windows after the other."""
   R, F, M = mel.shape
@@ -163,6 +163,6 @@ class AudioEncoder(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, mel: Float[Array, 'R F M'], frames: Int[Array, 'R'], conv_frames: Int[Array, 'R']):
+  def __call__(self, mel: Float[Array, 'R F M'], frames: Int[Array, ' R'], conv_frames: Int[Array, ' R']):
     params = declare(self, audio_spec(self.cfg))
     return encode_audio(params, self.cfg, mel.astype(self.dtype), frames, conv_frames, remat=self.remat)

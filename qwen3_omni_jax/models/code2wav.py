@@ -98,7 +98,7 @@ class Code2WavState:
   A new stream is all zeros; so a row of a batch is given to another stream by writing zeros into it (`restart_rows`).
   """
 
-  frames: Int[Array, 'B']  # decoded so far
+  frames: Int[Array, ' B']  # decoded so far
   k: Float[Array, 'L B S K H']  # of the last S = sliding_window - 1 frames, rotated
   v: Float[Array, 'L B S K H']
   tails: Params  # by convolution, in the nesting of the parameters
@@ -122,7 +122,7 @@ def init_state(cfg: Code2WavConfig, batch: int, dtype=jnp.float32) -> Code2WavSt
   return Code2WavState(jnp.zeros(batch, jnp.int32), jnp.zeros(kv, dtype), jnp.zeros(kv, dtype), tails)
 
 
-def restart_rows(state: Code2WavState, rows: Bool[Array, 'B']) -> Code2WavState:
+def restart_rows(state: Code2WavState, rows: Bool[Array, ' B']) -> Code2WavState:
   """state with the given rows at the beginning of a new stream."""
   zero = lambda x, axis: jnp.where(rows.reshape((1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1)), 0, x)
   return Code2WavState(
@@ -191,7 +191,7 @@ def code2wav_step(
   return wave, Code2WavState(frames + codes.shape[1], k, v, tails)
 
 
-def _begun(x: Float[Array, 'B T C'], frames: Int[Array, 'B'], chunk: int, lead: int) -> Float[Array, 'B T 1']:
+def _begun(x: Float[Array, 'B T C'], frames: Int[Array, ' B'], chunk: int, lead: int) -> Float[Array, 'B T 1']:
   """1 where a position belongs to the row's wave, 0 in the `lead` positions before its beginning.
 
   Convolutions must see zeros there (the reference has cut those positions off and pads with zeros).

@@ -20,7 +20,7 @@ from ..nn.layers import rms_norm
 from ..nn.params import Param, Spec, declare
 from ..shapes import Array, Float, Int, Params
 
-Pick = Callable[[Float[Array, 'B V'], Int[Array, '']], Int[Array, 'B']]
+Pick = Callable[[Float[Array, 'B V'], Int[Array, '']], Int[Array, ' B']]
 
 
 def code_predictor_spec(cfg: TalkerConfig) -> Spec:
@@ -38,12 +38,12 @@ def code_predictor_spec(cfg: TalkerConfig) -> Spec:
 class MergedLayer:
   """The weights of one layer as a step reads them: q|k|v and gate|up side by side, so that a layer is four matmuls."""
 
-  attn_norm: Float[Array, 'D']
+  attn_norm: Float[Array, ' D']
   qkv: Float[Array, 'D HH']  # HH = (N + 2 K) * H
-  q_norm: Float[Array, 'H']
-  k_norm: Float[Array, 'H']
+  q_norm: Float[Array, ' H']
+  k_norm: Float[Array, ' H']
   o: Float[Array, 'NH D']
-  mlp_norm: Float[Array, 'D']
+  mlp_norm: Float[Array, ' D']
   gate_up: Float[Array, 'D 2F']
   down: Float[Array, 'F D']
 
@@ -54,7 +54,7 @@ class Predictor:
 
   embed: Float[Array, 'Q V D']
   layers: tuple[MergedLayer, ...]
-  norm: Float[Array, 'D']
+  norm: Float[Array, ' D']
   head: Float[Array, 'Q D V']
 
 

@@ -56,12 +56,12 @@ class TextTrack:
   """
 
   rows: Float[Array, 'B K D']
-  count: Int[Array, 'B']  # tokens to say, the end-of-turn token not among them
-  bos: Float[Array, 'D']
-  eos: Float[Array, 'D']
-  pad: Float[Array, 'D']
+  count: Int[Array, ' B']  # tokens to say, the end-of-turn token not among them
+  bos: Float[Array, ' D']
+  eos: Float[Array, ' D']
+  pad: Float[Array, ' D']
 
-  def row(self, k: Int[Array, 'B']) -> Float[Array, 'B D']:
+  def row(self, k: Int[Array, ' B']) -> Float[Array, 'B D']:
     at = jnp.clip(k, 0, self.rows.shape[1] - 1)
     rows = jnp.take_along_axis(self.rows, at[:, None, None], axis=1)[:, 0]
     after = jnp.where((k == self.count)[:, None], self.eos, self.pad)
@@ -69,7 +69,7 @@ class TextTrack:
 
 
 def text_track(
-  params: Params, reply: Float[Array, 'B K I'], count: Int[Array, 'B'], special: Float[Array, '3 I']
+  params: Params, reply: Float[Array, 'B K I'], count: Int[Array, ' B'], special: Float[Array, '3 I']
 ) -> TextTrack:
   """reply: Thinker embeddings of the reply's tokens. special: those of tts_bos, tts_eos and tts_pad."""
   bos, eos, pad = project(params['text_projection'], special)
@@ -87,7 +87,7 @@ class ThinkerRows:
   embeds: Float[Array, 'B U I']
   tap: Float[Array, 'B U I']
   media: Bool[Array, 'B U']
-  length: Int[Array, 'B']
+  length: Int[Array, ' B']
   header: Float[Array, 'B 3 I']  # embeddings of '<|im_start|>assistant\n'
 
 
@@ -97,11 +97,11 @@ class TalkerPrompt:
 
   embeds: Float[Array, 'B P D']
   segment: Int[Array, 'B P']
-  length: Int[Array, 'B']
+  length: Int[Array, ' B']
 
 
 def talker_prompt(
-  params: Params, cfg: TalkerConfig, thinker: ThinkerRows, text: TextTrack, speaker: Int[Array, 'B']
+  params: Params, cfg: TalkerConfig, thinker: ThinkerRows, text: TextTrack, speaker: Int[Array, ' B']
 ) -> TalkerPrompt:
   """The prompt: P = U + 9. speaker: each row's codec id from cfg.speaker_id.
 
@@ -158,8 +158,8 @@ def talker_step(
   params: Params,
   cfg: TalkerConfig,
   x: Float[Array, 'B D'],
-  position: Float[Array, 'B'],
-  filled: Int[Array, 'B'],
+  position: Float[Array, ' B'],
+  filled: Int[Array, ' B'],
   cache: KVCache,
 ) -> tuple[Float[Array, 'B D'], KVCache]:
   """One frame. x: the sum of the last frame's code embeddings plus the text row fed with it; frame t's is text row t +

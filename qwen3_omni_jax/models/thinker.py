@@ -118,7 +118,7 @@ def thinker_extend(
   cfg: ThinkerConfig,
   tokens: ThinkerTokens,
   features: Features,
-  filled: Int[Array, 'B'],
+  filled: Int[Array, ' B'],
   cache: KVCache,
   *,
   tap_layer: int | None = None,

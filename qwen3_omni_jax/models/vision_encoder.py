@@ -63,9 +63,9 @@ def encode_vision(
   patches: Float[Array, 'R P C'],
   rows: Int[Array, 'R P'],
   cols: Int[Array, 'R P'],
-  heights: Int[Array, 'R'],
-  widths: Int[Array, 'R'],
-  length: Int[Array, 'R'],
+  heights: Int[Array, ' R'],
+  widths: Int[Array, ' R'],
+  length: Int[Array, ' R'],
   *,
   remat: bool = False,
 ) -> tuple[Float[Array, 'R S D'], Float[Array, 'I R S D']]:
@@ -124,8 +124,8 @@ def position_embedding(
   side: int,
   rows: Int[Array, 'R P'],
   cols: Int[Array, 'R P'],
-  heights: Int[Array, 'R'],
-  widths: Int[Array, 'R'],
+  heights: Int[Array, ' R'],
+  widths: Int[Array, ' R'],
 ) -> Float[Array, 'R P D']:
   """The learned side x side grid stretched over each frame, corner on corner, and read off bilinearly. float32."""
 

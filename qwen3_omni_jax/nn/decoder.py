@@ -158,7 +158,7 @@ def extend(
   cfg: TextConfig,
   x: Float[Array, 'B T D'],
   positions: Array,
-  filled: Int[Array, 'B'],
+  filled: Int[Array, ' B'],
   cache: KVCache,
   deepstack: Deepstack | None = None,
   tap_layer: int | None = None,

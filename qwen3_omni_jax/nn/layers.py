@@ -7,7 +7,7 @@ from ..shapes import Array, Float, Params
 from .params import Param, Spec
 
 
-def rms_norm(x: Float[Array, '*b D'], scale: Float[Array, 'D'], eps: float) -> Float[Array, '*b D']:
+def rms_norm(x: Float[Array, '*b D'], scale: Float[Array, ' D'], eps: float) -> Float[Array, '*b D']:
   """RMS norm. Normalised in float32, rounded to x.dtype, *then* scaled: the reference's order, visible in bf16."""
   x32 = x.astype(jnp.float32)
   normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)

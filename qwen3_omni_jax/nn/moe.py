@@ -138,9 +138,9 @@ def gathered_form(x: Float[Array, 'T D'], routing: Routing, experts: Experts) ->
 class _Sorted:
   """(token, expert) pairs in order of expert: `order` lists flat pair numbers, `sizes` counts pairs per expert."""
 
-  order: Int[Array, 'TA']
-  expert: Int[Array, 'TA']
-  sizes: Int[Array, 'E']
+  order: Int[Array, ' TA']
+  expert: Int[Array, ' TA']
+  sizes: Int[Array, ' E']
 
 
 def _sort(routing: Routing, number: int) -> _Sorted:

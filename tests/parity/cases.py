@@ -2,7 +2,6 @@
 
 import numpy as np
 import soundfile
-
 from qwen3_omni_jax.tools.sample_media import melody, shapes
 
 

@@ -5,10 +5,10 @@ import pathlib
 
 import numpy as np
 import pytest
+from qwen3_omni_jax.tools.tiny import make_checkpoint
 
 from qwen3_omni_jax.infer.omni import Omni
 from qwen3_omni_jax.media.inputs import ModelInputs
-from qwen3_omni_jax.tools.tiny import make_checkpoint
 from tests.parity import cases
 from tests.reference import Reference
 

@@ -22,10 +22,8 @@ def their_tokens(pair, batch, hear: bool) -> np.ndarray:
 def our_tokens(pair, rows) -> np.ndarray:
   from qwen3_omni_jax.infer.sampling import Sampling
 
-  run = None
-  for run in pair.ours._run(rows, [Sampling()] * len(rows), [TOKENS] * len(rows), ()):
-    pass
-  return np.asarray(run.state.output)[: len(rows), :TOKENS]
+  *_, last = pair.ours._run(rows, [Sampling()] * len(rows), [TOKENS] * len(rows), ())
+  return np.asarray(last.state.output)[: len(rows), :TOKENS]
 
 
 @pytest.mark.parametrize('case', [

@@ -7,7 +7,7 @@ from tests.reference import split_rows
 
 
 def test_processor_equals_the_reference(pair, conversations):
-  for name, (messages, hear) in conversations.items():
+  for messages, hear in conversations.values():
     batch = pair.theirs.inputs([messages], hear)
     row = pair.ours.processor(messages, audio_in_video=hear, reference_exact=True)
     report.equal('processor: token ids', pair.name, row.ids, split_rows(batch['input_ids'], batch['attention_mask'])[0])
