@@ -78,7 +78,7 @@ def _views(tensors: dict[str, Shard]) -> tuple[dict[str, View], list[str]]:
   for name, shard in tensors.items():
     for known, part in _split(_published_name(name, alone), shard.shape(name)):
       if known in views:
-        repeated.append(f'{known}: as {views[known].name} and as {name}')
+        repeated.append(f'{known}: also in {name}')
       views[known] = View(shard, name, part)
   return views, repeated
 

@@ -27,7 +27,7 @@ PARAMS = 'params'
 MANIFEST = 'manifest.json'
 FORMAT, VERSION = 'qwen3_omni_jax', 1
 CHUNK_BYTES = 32 * 2**20  # larger tensors are cut along their first axis, so that hosts can read parts
-COMMIT_BYTES = 256 * 2**20  # written to disk at once: a commit for each small tensor would cost more than its data
+COMMIT_BYTES = 128 * 2**20  # written to disk at once: a commit for each small tensor would cost more than its data
 _DAMAGED = (ValueError, KeyError, OSError, RuntimeError, NotImplementedError)  # what tensorstore raises
 
 
