@@ -100,7 +100,12 @@ class _Progress:
     print(f'{start}{target}: {self.bytes / 1e9:.2f} GB in {seconds:.1f} s ({self.bytes / 1e6 / seconds:.0f} MB/s)   ')
 
 
-if __name__ == '__main__':
-  from qwen3_omni_jax.cli import main
+if __name__ == '__main__':  # as a script: the installed module, so that its relative imports work
+  from qwen3_omni_jax.tools import convert_weights
 
-  sys.exit(main(['convert', *sys.argv[1:]]))
+  _parser = argparse.ArgumentParser(description=__doc__)
+  convert_weights.add_arguments(_parser)
+  try:
+    sys.exit(convert_weights.run(_parser.parse_args()))
+  except ValueError as error:
+    sys.exit(f'convert_weights: {error}')

@@ -52,6 +52,6 @@ def _cell(rows: list[dict] | None) -> str:
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description=__doc__)
-  add_arguments(parser)
-  run(parser.parse_args())
+  _parser = argparse.ArgumentParser(description=__doc__)
+  add_arguments(_parser)
+  run(_parser.parse_args())

@@ -1,0 +1,114 @@
+"""The command line: contracts of flags and JSON, fast help, readable errors."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qwen3_omni_jax.cli import COMMANDS, main
+
+
+def call(capsys, *args: str) -> tuple[int, str, str]:
+  code = main([str(a) for a in args])
+  out = capsys.readouterr()
+  return code, out.out, out.err
+
+
+@pytest.fixture(scope='module')
+def converted(tiny_folder, tmp_path_factory):
+  target = tmp_path_factory.mktemp('converted') / 'jax'
+  assert main(['convert', 'to-jax', '--from', str(tiny_folder), '--to', str(target)]) == 0
+  return target
+
+
+@pytest.mark.parametrize('command', [[], *([name] for name in COMMANDS)])
+def test_help_is_quick(command):
+  environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'}
+  seconds = []
+  for _ in range(3):
+    started = time.perf_counter()
+    run = [sys.executable, '-m', 'qwen3_omni_jax.cli', *command, '--help']
+    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    seconds.append(time.perf_counter() - started)
+    assert done.returncode == 0 and done.stdout.startswith('usage: qwen3-omni')
+  assert min(seconds) < 0.5
+
+
+def test_generate_prints_one_json_object_the_same_from_either_kind_of_folder(tiny_folder, converted, samples, capsys):
+  replies = []
+  for model in (tiny_folder, converted):
+    code, out, _ = call(
+      capsys, 'generate', '--model', model, '--text', 'Hello', '--audio', samples['audio'], '--image', samples['image'],
+      '--video', samples['video'], '--audio-in-video', '--fps', '2', '--max-new-tokens', '6', '--dtype', 'float32', '--json',
+    )  # fmt: skip
+    assert code == 0
+    reply = json.loads(out)
+    assert set(reply) == {'text', 'token_ids', 'prompt_tokens', 'finish_reason', 'timings'}
+    del reply['timings']
+    replies.append(reply)
+  assert replies[0] == replies[1]
+  assert len(replies[0]['token_ids']) == 6 and replies[0]['finish_reason'] == 'length'
+
+
+def test_a_conversation_file_with_relative_paths(tiny_folder, samples, capsys, tmp_path):
+  (tmp_path / 'sound.wav').write_bytes(samples['audio'].read_bytes())
+  content = [{'type': 'audio', 'audio': 'sound.wav'}, {'type': 'text', 'text': 'What?'}]
+  file = tmp_path / 'conversation.json'
+  file.write_text(json.dumps({'messages': [{'role': 'user', 'content': content}]}))
+  code, out, err = call(capsys, 'generate', '--model', tiny_folder, '--input', file, '--max-new-tokens', '3')
+  assert code == 0 and 'prompt tokens, 3 new, length' in err and out.endswith('\n')
+
+
+def test_media_outside_the_conversation_folder_need_permission(tiny_folder, samples, capsys, tmp_path):
+  file = tmp_path / 'conversation.json'
+  file.write_text(json.dumps([{'role': 'user', 'content': [{'type': 'audio', 'audio': str(samples['audio'])}]}]))
+  run = ('generate', '--model', tiny_folder, '--input', file, '--max-new-tokens', '1')
+  code, _, err = call(capsys, *run)
+  assert code == 1 and 'outside the media folder' in err and len(err.splitlines()) == 1
+  assert call(capsys, *run, '--media-root', samples['audio'].parent)[0] == 0
+
+
+def test_score_gives_a_logprob_for_every_token_of_the_last_turn(tiny_folder, capsys, tmp_path):
+  file = tmp_path / 'conversation.json'
+  turns = [{'role': 'user', 'content': 'What?'}, {'role': 'assistant', 'content': 'A red disc.'}]
+  file.write_text(json.dumps(turns))
+  code, out, _ = call(capsys, 'score', '--model', tiny_folder, '--input', file, '--json', '--dtype', 'float32')
+  score = json.loads(out)
+  assert code == 0
+  assert ''.join(score['tokens']) == 'A red disc.<|im_end|>'
+  assert len(score['logprobs']) == len(score['token_ids']) and all(p < 0 for p in score['logprobs'])
+  assert score['total_logprob'] == pytest.approx(sum(score['logprobs']))
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+  (('generate', '--model', '/nowhere', '--text', 'x'), 'no such file'),
+  (('generate', '--model', '{tiny}'), 'give either --input'),
+  (('generate', '--model', '{tiny}', '--text', 'x', '--input', 'y'), 'give either --input'),
+  (('generate', '--model', '{tiny}', '--input', '/nowhere.json'), '/nowhere.json: no such file'),
+  (('generate', '--model', '{tiny}', '--audio', '/nowhere.wav'), 'messages[0].content[0]: /nowhere.wav: no such file'),
+  (('generate', '--model', '{tiny}', '--text', 'x', '--top-p', '0'), 'top_p 0'),
+  (('generate', '--model', '{tiny}', '--text', 'x', '--max-new-tokens', '0'), 'max_new_tokens 0'),
+  (('convert', 'to-jax', '--from', '/nowhere', '--to', '{tmp}/new'), '/nowhere: no such folder'),
+  (('convert', 'to-jax', '--from', '{tiny}', '--to', '{tiny}'), 'not empty'),
+  (('tiny', '--out', '{tiny}'), 'not empty'),
+  (('score', '--model', '{tiny}'), 'give --input'),
+])  # fmt: skip
+def test_errors_are_one_readable_line(tiny_folder, tmp_path, capsys, args, message):
+  code, out, err = call(capsys, *(a.format(tiny=tiny_folder, tmp=tmp_path) for a in args))
+  assert code == 1 and out == ''
+  assert message in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_debug_shows_the_trace(capsys):
+  code, _, err = call(capsys, 'generate', '--model', '/nowhere', '--text', 'x', '--debug')
+  assert code == 1 and 'Traceback' in err
+
+
+@pytest.mark.parametrize('variant', ['thinking', 'captioner'])
+def test_variants_without_talker_load_and_answer(tmp_path, capsys, variant):
+  assert call(capsys, 'tiny', '--out', tmp_path / 'm', '--variant', variant, '--seed', '3')[0] == 0
+  code, out, _ = call(capsys, 'generate', '--model', tmp_path / 'm', '--text', 'x', '--max-new-tokens', '4', '--json')
+  assert code == 0 and json.loads(out)['finish_reason'] in ('length', 'stop')
