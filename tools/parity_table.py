@@ -43,7 +43,7 @@ def table(rows: list[dict]) -> str:
 
 def _cell(rows: list[dict] | None) -> str:
   if not rows:
-    return 'not measured'
+    return '–'  # the checkpoint has no such part
   worst = max(rows, key=lambda row: row['measured'])
   if worst['bound'] != 0:
     return f'{worst["measured"]:.1e}'

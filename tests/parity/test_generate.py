@@ -37,8 +37,11 @@ def test_greedy_tokens_equal_the_reference(pair, conversations, case):
   report.equal(f'{TOKENS} greedy tokens: {case}', pair.name, our_tokens(pair, rows), their_tokens(pair, batch, hear))
 
 
-def test_greedy_tokens_of_a_batch_equal_the_reference(pair, conversations):
-  chosen = [messages for messages, hear in conversations.values() if not hear]
-  batch = pair.theirs.inputs(chosen)
-  rows = with_their_pixels(pair.ours.processor.batch(chosen, reference_exact=True), batch)
-  report.equal(f'{TOKENS} greedy tokens: a batch of them', pair.name, our_tokens(pair, rows), their_tokens(pair, batch, False))
+@pytest.mark.parametrize('hear', [False, True], ids=['silent', 'sound'])
+def test_greedy_tokens_of_a_batch_equal_the_reference(pair, conversations, hear):
+  """All cases in one call; the reference hears the sound of either all videos of a call or none."""
+  chosen = [messages for messages, _ in conversations.values()]
+  batch = pair.theirs.inputs(chosen, hear)
+  rows = with_their_pixels(pair.ours.processor.batch(chosen, audio_in_video=hear, reference_exact=True), batch)
+  part = f'{TOKENS} greedy tokens: a batch of all' + (', videos with sound' if hear else '')
+  report.equal(part, pair.name, our_tokens(pair, rows), their_tokens(pair, batch, hear))
