@@ -13,7 +13,7 @@ from ..nn.params import leaves
 from ..shapes import Params
 from . import store
 from .source import open_published, stored_dtypes
-from .table import published
+from .table import copy_into, published
 
 DTYPES = {'bfloat16': np.dtype(ml_dtypes.bfloat16), 'float16': np.dtype(np.float16), 'float32': np.dtype(np.float32)}
 
@@ -102,7 +102,8 @@ def _published(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None) ->
     out = np.empty([len(r) for r in ranges], dtype or dtypes[path])
     for where in np.ndindex(*out.shape[:stacked]):
       name = names[tuple(r[i] for r, i in zip(ranges, where, strict=False))]
-      out[where] = tensors[name].to_ours(views[name].read())[index[stacked:]]  # one published tensor in memory
+      value = tensors[name].to_ours(views[name].read())  # beside `out`, one published tensor is in memory
+      copy_into(out[where], value[index[stacked:]])
     return out
 
   return read

@@ -22,12 +22,13 @@ import tensorstore as ts
 
 from ..shapes import Params
 from .names import report
+from .table import copy_into
 
 PARAMS = 'params'
 MANIFEST = 'manifest.json'
 FORMAT, VERSION = 'qwen3_omni_jax', 1
 CHUNK_BYTES = 32 * 2**20  # larger tensors are cut along their first axis, so that hosts can read parts
-COMMIT_BYTES = 128 * 2**20  # written to disk at once: a commit for each small tensor would cost more than its data
+COMMIT_BYTES = 64 * 2**20  # written to disk at once: a commit for each small tensor would cost more than its data
 _DAMAGED = (ValueError, KeyError, OSError, RuntimeError, NotImplementedError)  # what tensorstore raises
 
 
@@ -88,7 +89,9 @@ class Writer:
     chunk_bytes = math.prod(slot.chunk) * slot.dtype.itemsize
     rows = chunk_rows * max(1, CHUNK_BYTES // max(chunk_bytes, 1))  # whole chunks only
     for start in range(0, len(value), rows):
-      piece = np.ascontiguousarray(value[start : start + rows], slot.dtype)
+      part = value[start : start + rows]
+      piece = np.empty(part.shape, slot.dtype)
+      copy_into(piece, part)
       array = self._arrays[path].with_transaction(self._batch)
       array[index][start : start + len(piece)].write(piece).result()
       self._batched += piece.nbytes
