@@ -10,6 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore as ts
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from qwen3_omni_jax.tools.convert_weights import convert_to_jax
 
@@ -207,6 +208,18 @@ def test_a_flipped_bit_is_noticed(copy):
   largest.write_bytes(data)
   with pytest.raises(ValueError, match=r'is damaged \(.*\); convert again|not the checkpoint that manifest'):
     load_params(copy)
+
+
+def test_a_lost_chunk_is_noticed_but_zeros_are_not_lost(tmp_path):
+  tensors = random_tensors(odd_config('thinking')) | {'thinker.model.norm.weight': np.zeros(52, np.float32)}
+  convert_to_jax(write(tmp_path / 'hf', tensors, odd_dict('thinking')), tmp_path / 'jax')
+  assert not load_params(tmp_path / 'jax')['thinker']['norm'].any()
+  kvstore = {'driver': 'ocdbt', 'base': f'file://{tmp_path}/jax/params/state'}
+  chunks = ts.KvStore.open(kvstore).result()
+  assert b'thinker.norm/c/0' in chunks.list().result()
+  chunks.write('thinker.norm/c/0', None).result()  # deletes it
+  with pytest.raises(ValueError, match=r'jax: thinker/norm is damaged \(.*missing.*\); convert again'):
+    load_params(tmp_path / 'jax')
 
 
 def test_command_line(published_folder, converted, tmp_path):
