@@ -7,6 +7,7 @@ if TYPE_CHECKING:
   from .config import OmniConfig, load_config
   from .infer.omni import Omni
   from .infer.reply import Finished, Reply, Score, TextDelta
+  from .infer.voice import AudioChunk, Speech, Voice
 
 _HOME = {
   'Omni': '.infer.omni',
@@ -16,8 +17,13 @@ _HOME = {
   'Score': '.infer.reply',
   'TextDelta': '.infer.reply',
   'Finished': '.infer.reply',
+  'AudioChunk': '.infer.voice',
+  'Speech': '.infer.voice',
+  'Voice': '.infer.voice',
 }
-__all__ = ['Finished', 'Omni', 'OmniConfig', 'Reply', 'Score', 'TextDelta', 'load_config']
+__all__ = [
+  'AudioChunk', 'Finished', 'Omni', 'OmniConfig', 'Reply', 'Score', 'Speech', 'TextDelta', 'Voice', 'load_config',
+]  # fmt: skip
 
 
 def __getattr__(name: str):

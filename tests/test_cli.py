@@ -112,3 +112,21 @@ def test_variants_without_talker_load_and_answer(tmp_path, capsys, variant):
   assert call(capsys, 'tiny', '--out', tmp_path / 'm', '--variant', variant, '--seed', '3')[0] == 0
   code, out, _ = call(capsys, 'generate', '--model', tmp_path / 'm', '--text', 'x', '--max-new-tokens', '4', '--json')
   assert code == 0 and json.loads(out)['finish_reason'] in ('length', 'stop')
+
+
+def test_generate_speaks_into_a_file_and_streams_the_same(tiny_folder, capsys, tmp_path):
+  import soundfile
+
+  run = ('generate', '--model', tiny_folder, '--text', 'Hello', '--max-new-tokens', '4', '--max-frames', '9',
+         '--speaker', 'Aiden', '--talker-temperature', '0', '--dtype', 'float32')  # fmt: skip
+  code, out, _ = call(capsys, *run, '--speech', tmp_path / 'a.wav', '--json')
+  reply = json.loads(out)
+  assert code == 0 and len(reply['codes']) == 9 and len(reply['codes'][0]) == 16
+  samples, rate = soundfile.read(tmp_path / 'a.wav')
+  assert rate == 24_000 and len(samples) == 9 * 1920 - 555
+  assert reply['audio_s'] == pytest.approx(len(samples) / rate, abs=1e-4)
+  code, out, err = call(capsys, *run, '--speech', tmp_path / 'b.wav', '--stream')
+  assert code == 0 and out.strip() == reply['text'].strip() and 'first audio' in err
+  streamed, _ = soundfile.read(tmp_path / 'b.wav')
+  assert abs(streamed - samples).max() <= 1 / 32768 + 1e-5  # 16-bit rounding
+  assert call(capsys, *run, '--speech', '/nowhere/x.wav', '--json')[0] == 1

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _OURS = ('tiny-hf', 'tiny-jax', 'media')
+SPOKEN = ('text', 'everything')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
   if args.model is None:
     print('The weights are random: the words below mean nothing. What is shown is that every part runs.\n')
   for title, conversation, options in conversations(media):
+    speech = title in SPOKEN and omni.cfg.talker is not None
+    options = options | ({'speech': True, 'max_frames': 50} if speech else {})
     reply = omni.generate([conversation], max_new_tokens=args.max_new_tokens, **options)[0]
     seconds = reply.timings
     print(f'[{title}]')
@@ -45,8 +48,15 @@ def run(args: argparse.Namespace) -> int:
     print(
       f'  {reply.prompt_tokens} prompt tokens, {len(reply.token_ids)} new tokens, {reply.finish_reason}; encoders '
       f'{seconds["encode_s"]:.2f} s, first token {seconds["first_token_s"]:.2f} s, total {seconds["total_s"]:.2f} s '
-      '(compilation included)\n'
+      '(compilation included)'
     )
+    if reply.speech is not None:
+      import soundfile
+
+      file = out / f'{title}.wav'
+      soundfile.write(file, reply.speech.samples, reply.speech.rate_hz)
+      print(f'  {reply.speech.duration_s:.2f} s of speech in {file}, made in {seconds["speech_s"]:.2f} s (compilation included)')
+    print()
   return 0
 
 

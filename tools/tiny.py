@@ -146,9 +146,17 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int):
     return 1 + 0.2 * noise
   if 'embed' in name and 'patch_embed' not in name:
     return 0.5 * noise
-  fan_in = shape[0] if '.block.1.' in name or '.0.conv.weight' in name and 'upsample' in name else int(np.prod(shape[1:]))
-  gain = {'mlp.gate.weight': 3.0, 'lm_head.weight': 3.0, 'codec_head.weight': 2.0}
-  return next((g for end, g in gain.items() if name.endswith(end)), 1.0) * noise / np.sqrt(np.float32(fan_in))
+  upsampling = '.block.1.conv' in name or ('code2wav.upsample.' in name and '.0.conv' in name)  # stored [in, out, taps]
+  fan_in = 2 * shape[0] if upsampling else int(np.prod(shape[1:]))
+  return _gain(name) * noise / np.sqrt(np.float32(fan_in))
+
+
+def _gain(name: str) -> float:
+  """Decisive routers and heads; a vocoder that stays far from clipping, where rounding would be all one hears."""
+  if name.startswith('code2wav.decoder.'):
+    return 0.4
+  gains = {'mlp.gate.weight': 3.0, 'lm_head.weight': 3.0, 'codec_head.weight': 2.0}
+  return next((gain for end, gain in gains.items() if name.endswith(end)), 1.0)
 
 
 def make_config(preset: str, variant: str, ids: dict[str, int]) -> dict[str, Any]:

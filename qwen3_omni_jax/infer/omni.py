@@ -1,6 +1,7 @@
 """`Omni`: a loaded checkpoint that answers conversations. The front door of the package."""
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
@@ -17,14 +18,29 @@ from ..media.text import StreamDecoder
 from ..shapes import Params
 from ..weights.load import load_params
 from . import decode
+from . import speech as device
 from .collate import Batch, bucket, collate
 from .reply import Finished, Reply, Score, TextDelta, split_reasoning
 from .sampling import Sampling, sampling_rows
 from .settings import GenerationDefaults, merge_sampling
+from .speaking import Handoff, Speaker, WaveStream, speak_replies, spoken_tokens
+from .voice import DEFAULT_SCHEDULE, AudioChunk, Speech, Voice
 
 Conversation = Sequence[dict[str, Any]]
 
 STEPS_PER_CALL = 32  # decode steps between two looks at the batch from the host, when nothing is streamed
+DEFAULT_SPEAKER = 'Ethan'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """One conversation ready to be answered."""
+
+  inputs: ModelInputs
+  sampling: Sampling
+  max_new_tokens: int
+  speaker: str = DEFAULT_SPEAKER
+  max_frames: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +49,7 @@ class _Run:
 
   state: decode.State
   timings: dict[str, float]
+  handoff: Handoff | None = None
 
 
 class Omni:
@@ -41,29 +58,47 @@ class Omni:
   Its methods do not change it, so one instance may serve several threads.
   """
 
-  def __init__(self, cfg: OmniConfig, params: Params, processor: Processor, defaults: GenerationDefaults, dtype):
+  def __init__(
+    self, cfg: OmniConfig, params: Params, processor: Processor, defaults: GenerationDefaults, dtype, voice: Voice | None = None
+  ):
     self.cfg = cfg
     self.params = params
     self.processor = processor
     self.defaults = defaults
     self.dtype = jnp.dtype(dtype)
+    self.voice = voice or Voice()
 
   @classmethod
   def load(
-    cls, folder: str | pathlib.Path, *, dtype: str = 'bfloat16', media_root: str | pathlib.Path | None = None
+    cls,
+    folder: str | pathlib.Path,
+    *,
+    dtype: str = 'bfloat16',
+    speech: bool = True,
+    media_root: str | pathlib.Path | None = None,
   ) -> 'Omni':
     """Loads a checkpoint folder: published Hugging Face layout or converted.
 
-    dtype: of weights and activations, 'bfloat16' or 'float32'. media_root: if given, media paths in conversations must lie
-    inside it. Raises ValueError listing everything missing, unknown or mis-shaped.
+    dtype: of weights and activations, 'bfloat16' or 'float32'. speech: load the Talker, code predictor and Code2Wav too, if the
+    checkpoint has them. media_root: if given, media paths in conversations must lie inside it. Raises ValueError listing
+    everything missing, unknown or mis-shaped.
     """
     if dtype not in ('bfloat16', 'float32'):
       raise ValueError(f"dtype '{dtype}': expected 'bfloat16' or 'float32'")
     cfg = load_config(folder)
     processor = Processor.from_folder(folder, media_root=media_root)
     defaults = GenerationDefaults.from_folder(folder, cfg.im_end_token_id)
-    params = load_params(folder, cfg, dtype=dtype, parts=('audio', 'vision', 'thinker'))
-    return cls(cfg, jax.tree.map(jnp.asarray, params), processor, defaults, dtype)
+    voice = Voice.from_folder(folder)
+    parts = ('audio', 'vision', 'thinker')
+    if speech and cfg.talker is not None:
+      parts += ('talker', 'code_predictor', 'code2wav')
+    params = load_params(folder, cfg, dtype=dtype, parts=parts)
+    return cls(cfg, jax.tree.map(jnp.asarray, params), processor, defaults, dtype, voice)
+
+  @functools.cached_property
+  def predictor(self):
+    """The code predictor's weights as the speech loop reads them."""
+    return device.ready_predictor(self.params['code_predictor'], self.dtype)
 
   def generate(
     self,
@@ -76,6 +111,12 @@ class Omni:
     repetition_penalty: float | None = None,
     seed: int | Sequence[int] | None = None,
     stop_token_ids: Sequence[int] | None = None,
+    speech: bool = False,
+    speaker: str | Sequence[str] = DEFAULT_SPEAKER,
+    max_frames: int | Sequence[int] | None = None,
+    talker_temperature: float | None = None,
+    voice: Voice | None = None,
+    reference_exact: bool = False,
     batch_size: int = 64,
     on_error: str = 'raise',
     **prompt: Any,
@@ -83,40 +124,64 @@ class Omni:
     """Answers every conversation; unlike ones (text, audio, images, video) may share a batch.
 
     A row's reply depends only on the row: its own seed (given, or its place in `conversations`), never its neighbours.
-    on_error: 'raise' names every bad conversation before anything is computed; 'return' answers the others and gives the bad
-    ones a Reply with finish_reason 'error'. prompt: passed to the processor (fps, audio_in_video, tools, enable_thinking).
-    Unset values: see infer.settings.
+    speech: speak the replies too, in each row's speaker's voice, at most max_frames (80 ms each) long; talker_temperature 0
+    speaks greedily; voice: all other speech settings. reference_exact: do as transformers does where we know better
+    (docs/departures.md). on_error: 'raise' names every bad conversation before anything is computed; 'return' answers the
+    others and gives the bad ones a Reply with finish_reason 'error'. prompt: passed to the processor (fps, audio_in_video,
+    tools, enable_thinking). Unset values: see infer.settings.
     """
     if on_error not in ('raise', 'return'):
       raise ValueError(f"on_error '{on_error}': expected 'raise' or 'return'")
     if batch_size < 1:
       raise ValueError(f'batch_size {batch_size}: expected 1 or more')
+    number = len(conversations)
     given = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'repetition_penalty': repetition_penalty}
-    seeds = _per_row(seed, len(conversations), 'seed') or list(range(len(conversations)))
-    limits = _per_row(max_new_tokens, len(conversations), 'max_new_tokens')
-    limits = limits or [self.defaults.max_new_tokens] * len(conversations)
-    samplings = [merge_sampling(self.defaults.sampling, seed=s, **given) for s in seeds]
+    chosen = self._voice(voice, talker_temperature, reference_exact) if speech else None
+    seeds = _per_row(range(number) if seed is None else seed, number, 'seed')
+    limits = _per_row(self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens, number, 'max_new_tokens')
+    speakers = _per_row(speaker, number, 'speaker')
+    frames = _per_row((chosen or self.voice).max_frames if max_frames is None else max_frames, number, 'max_frames')
 
-    inputs: list[ModelInputs | str] = []
-    for conversation in conversations:
-      try:
-        inputs.append(self._prompt(conversation, **prompt))
-      except ValueError as e:
-        inputs.append(str(e))
-    bad = {i: e for i, e in enumerate(inputs) if isinstance(e, str)}
+    rows: dict[int, _Row] = {}
+    bad: dict[int, str] = {}
+    for i, inputs in enumerate(self._prompts(conversations, reference_exact, prompt)):
+      if isinstance(inputs, str):
+        bad[i] = inputs
+      else:
+        sampling = merge_sampling(self.defaults.sampling, seed=seeds[i], **given)
+        rows[i] = _Row(inputs, sampling, limits[i], speakers[i], frames[i])
     if bad and on_error == 'raise':
-      if len(conversations) == 1:
-        raise ValueError(bad[0])
-      raise ValueError('\n'.join(f'conversation {i}: {e}' for i, e in bad.items()))
+      raise ValueError(bad[0] if number == 1 else '\n'.join(f'conversation {i}: {e}' for i, e in bad.items()))
 
     replies: dict[int, Reply] = {i: Reply('', [], 0, 'error', error=e) for i, e in bad.items()}
-    good = [i for i in range(len(inputs)) if i not in bad]
+    good = list(rows)
     for start in range(0, len(good), batch_size):
       members = good[start : start + batch_size]
-      rows: list[ModelInputs] = [inputs[i] for i in members]  # type: ignore[misc]
-      *_, last = self._run(rows, [samplings[i] for i in members], [limits[i] for i in members], stop_token_ids)
-      replies.update(zip(members, self._replies(last, rows, stop_token_ids), strict=True))
-    return [replies[i] for i in range(len(inputs))]
+      batch = [rows[i] for i in members]
+      answers = self._answer(batch, stop_token_ids, chosen, reference_exact)
+      replies.update(zip(members, answers, strict=True))
+    return [replies[i] for i in range(number)]
+
+  def _answer(
+    self, rows: list[_Row], stop_token_ids: Sequence[int] | None, voice: Voice | None, reference_exact: bool
+  ) -> list[Reply]:
+    """One batch, text and (with a voice) speech."""
+    last = handoff = None
+    for last in self._run(rows, stop_token_ids, speech=voice is not None):  # noqa: B007
+      handoff = handoff or last.handoff
+    assert last is not None
+    replies = self._replies(last, rows, stop_token_ids)
+    if voice is None or handoff is None:
+      return replies
+    started = time.perf_counter()
+    speaker = self._speaker(rows, handoff, voice, reference_exact)
+    say = self._to_say(last.state, rows, stop_token_ids, reference_exact)
+    spoken = speak_replies(speaker, last.state.output, say)
+    seconds = round(time.perf_counter() - started, 6)
+    return [
+      dataclasses.replace(reply, speech=speech, timings=reply.timings | {'speech_s': seconds})
+      for reply, speech in zip(replies, spoken, strict=True)
+    ]
 
   def stream(
     self,
@@ -129,24 +194,111 @@ class Omni:
     repetition_penalty: float | None = None,
     seed: int = 0,
     stop_token_ids: Sequence[int] | None = None,
+    speech: bool = False,
+    speaker: str = DEFAULT_SPEAKER,
+    max_frames: int | None = None,
+    talker_temperature: float | None = None,
+    voice: Voice | None = None,
+    chunk_schedule: Sequence[int] = DEFAULT_SCHEDULE,
     **prompt: Any,
-  ) -> Iterator[TextDelta | Finished]:
-    """The reply to one conversation as it is written: TextDelta events, then Finished. Same tokens as `generate`."""
+  ) -> Iterator[TextDelta | AudioChunk | Finished]:
+    """The reply to one conversation as it is made: TextDelta and AudioChunk events, then Finished.
+
+    The Talker starts after the Thinker's first token and runs a frame for every further one. chunk_schedule: frames per
+    AudioChunk, the last number repeating. Same tokens and codes as `generate` for the same seed; the samples are the same to
+    float rounding (1e-5).
+    """
     given = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'repetition_penalty': repetition_penalty}
-    rows = [self._prompt(conversation, **prompt)]
-    sampling = merge_sampling(self.defaults.sampling, seed=seed, **given)
+    chosen = self._voice(voice, talker_temperature, False) if speech else None
     limit = self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
-    decoder, sent, run = StreamDecoder(self.processor.tokenizer), 0, None
-    for run in self._run(rows, [sampling], [limit], stop_token_ids, steps_per_call=1):
-      count = int(run.state.count[0])
-      text = decoder.push([int(t) for t in np.asarray(run.state.output[0, sent:count])])
+    frames = (chosen or self.voice).max_frames if max_frames is None else max_frames
+    (inputs,) = self._prompts([conversation], False, prompt)
+    if isinstance(inputs, str):
+      raise ValueError(inputs)
+    row = _Row(inputs, merge_sampling(self.defaults.sampling, seed=seed, **given), limit, speaker, frames)
+    return self._stream([row], stop_token_ids, chosen, chunk_schedule)
+
+  def _stream(
+    self, rows: list[_Row], stop_token_ids: Sequence[int] | None, voice: Voice | None, schedule: Sequence[int]
+  ) -> Iterator[TextDelta | AudioChunk | Finished]:
+    started = time.perf_counter()
+    decoder, sent = StreamDecoder(self.processor.tokenizer), 0
+    speaker = wave = text = run = None
+    pieces: list[np.ndarray] = []
+    timings: dict[str, float] = {}
+
+    def heard(chunks: Iterator[AudioChunk]) -> Iterator[AudioChunk]:
+      for chunk in chunks:
+        timings.setdefault('first_audio_s', round(time.perf_counter() - started, 6))
+        pieces.append(chunk.samples)
+        yield chunk
+
+    for run in self._run(rows, stop_token_ids, steps_per_call=1, speech=voice is not None):
+      count, done = int(run.state.count[0]), bool(run.state.done[0])
+      if piece := decoder.push([int(t) for t in np.asarray(run.state.output[0, sent:count])]):
+        yield TextDelta(piece)
       sent = count
-      if text:
-        yield TextDelta(text)
+      if voice is None:
+        continue
+      say = self._to_say(run.state, rows, stop_token_ids, False)
+      if speaker is None:
+        speaker = self._speaker(rows, run.handoff, voice, False)
+        wave = WaveStream(speaker, schedule)
+        text = device.whole_text(self.params, self.cfg, run.state.output, jnp.asarray(say), dtype=self.dtype)
+        speaker.begin(text, say > 0)
+      else:
+        text = device.add_text(self.params, text, run.state.token, jnp.asarray(say))
+      assert wave is not None and text is not None
+      if not done:
+        speaker.run(text, False, 1)
+        yield from heard(wave.ready())
     assert run is not None
-    if text := decoder.flush():
-      yield TextDelta(text)
-    yield Finished(self._replies(run, rows, stop_token_ids)[0])
+    if piece := decoder.flush():
+      yield TextDelta(piece)
+    (reply,) = self._replies(run, rows, stop_token_ids)
+    if speaker is not None and wave is not None and text is not None:
+      while not speaker.ended:
+        speaker.run(text, True, wave.wanted)
+        yield from heard(wave.ready())
+      yield from heard(wave.ready(last=True))
+      timings['total_s'] = round(time.perf_counter() - started, 6)
+      samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+      reply = dataclasses.replace(reply, speech=speaker.spoken(samples), timings=reply.timings | timings)
+    yield Finished(reply)
+
+  def speak(
+    self,
+    text: str | Sequence[str],
+    speaker: str | Sequence[str] = DEFAULT_SPEAKER,
+    *,
+    seed: int | Sequence[int] = 0,
+    max_frames: int | Sequence[int] | None = None,
+    talker_temperature: float | None = None,
+    voice: Voice | None = None,
+  ) -> Speech | list[Speech]:
+    """Speaks given text; the Thinker only lends its embeddings. One Speech for a string, a list for several."""
+    texts = [text] if isinstance(text, str) else list(text)
+    tokens = [self.processor.tokenizer.encode(t) for t in texts]
+    if empty := [i for i, ids in enumerate(tokens) if not ids]:
+      raise ValueError(f'nothing to say in text {empty}')
+    number = len(texts)
+    chosen = self._voice(voice, talker_temperature, False)
+    frames = _per_row(chosen.max_frames if max_frames is None else max_frames, number, 'max_frames')
+    speakers, seeds = _per_row(speaker, number, 'speaker'), _per_row(seed, number, 'seed')
+    header = np.array(self.processor.tokenizer.encode('<|im_start|>assistant\n'), np.int32)
+    prompt = ModelInputs(header, np.broadcast_to(np.arange(len(header), dtype=np.float32), (3, len(header))))
+    rows = [
+      _Row(prompt, Sampling(seed=s), len(ids), who, f) for ids, s, who, f in zip(tokens, seeds, speakers, frames, strict=True)
+    ]
+    batch = collate([prompt] * number, self.cfg.thinker, bucket(number))
+    nothing = jnp.zeros((*batch.tokens.ids.shape, self.cfg.thinker.text.hidden_size), self.dtype)  # no media: never looked at
+    output = np.zeros((bucket(number), bucket(max(map(len, tokens)), 16)), np.int32)
+    say = np.zeros(bucket(number), np.int32)
+    for b, ids in enumerate(tokens):
+      output[b, : len(ids)], say[b] = ids, len(ids)
+    work = self._speaker(rows, Handoff(jnp.asarray(batch.tokens.ids), nothing), chosen, False)
+    spoken = speak_replies(work, jnp.asarray(output), say)
+    return spoken[0] if isinstance(text, str) else spoken
 
   def score(self, conversations: Sequence[Conversation], *, batch_size: int = 16, **prompt: Any) -> list[Score]:
     """Log-probability of every token of each conversation's last assistant turn, given all before it."""
@@ -165,47 +317,80 @@ class Omni:
         scores.append(Score(ids, tokens, [float(p) for p in logprobs[b, begin : len(row.ids)]], begin))
     return scores
 
-  def _prompt(self, conversation: Conversation, **prompt: Any) -> ModelInputs:
-    inputs = self.processor(conversation, **prompt)
+  def _voice(self, voice: Voice | None, temperature: float | None, reference_exact: bool) -> Voice:
+    """The speech settings of a call. Raises ValueError where the checkpoint cannot speak."""
+    if self.cfg.talker is None:
+      raise ValueError('this checkpoint has no Talker (Thinking and Captioner variants write only): ask for text')
+    if 'talker' not in self.params:
+      raise ValueError('the Talker was not loaded: use Omni.load(…, speech=True)')
+    chosen = (voice or self.voice).changed(temperature=temperature)
+    return chosen.without_guards() if reference_exact else chosen
+
+  def _speaker(self, rows: list[_Row], handoff: Handoff | None, voice: Voice, reference_exact: bool) -> Speaker:
+    assert handoff is not None
+    return Speaker(
+      self, [row.inputs for row in rows], handoff, [row.speaker for row in rows], [row.sampling.seed for row in rows],
+      [row.max_frames for row in rows], [row.max_new_tokens for row in rows], voice, reference_exact,
+    )  # fmt: skip
+
+  def _to_say(self, state: decode.State, rows: list[_Row], stop_token_ids, reference_exact: bool) -> np.ndarray:
+    """How many tokens of each row's output so far are to be spoken."""
+    count, token = np.asarray(state.count), np.asarray(state.token)
+    stopped = np.isin(token, self._stop_ids(stop_token_ids)) & (count > 0)
+    return spoken_tokens(count, stopped, reference_exact)
+
+  def _prompts(self, conversations: Sequence[Conversation], reference_exact: bool, prompt: dict) -> list[ModelInputs | str]:
+    """ModelInputs of each conversation, or what is wrong with it."""
+    if reference_exact:  # the reference pads the sounds of a call together, so that one cannot fail alone
+      return list(self.processor.batch(conversations, reference_exact=True, **prompt))
+    out: list[ModelInputs | str] = []
     limit = self.cfg.thinker.text.max_position_embeddings
-    if len(inputs.ids) >= limit:
-      raise ValueError(
-        f'the prompt has {len(inputs.ids)} tokens but the model was made for {limit}: shorten the text, cut the audio or '
-        'lower the video fps'
-      )
-    return inputs
+    for conversation in conversations:
+      try:
+        inputs = self.processor(conversation, **prompt)
+        if len(inputs.ids) >= limit:
+          raise ValueError(
+            f'the prompt has {len(inputs.ids)} tokens but the model was made for {limit}: shorten the text, cut the audio '
+            'or lower the video fps'
+          )
+        out.append(inputs)
+      except ValueError as e:
+        out.append(str(e))
+    return out
 
   def _run(
     self,
-    rows: list[ModelInputs],
-    samplings: list[Sampling],
-    max_new_tokens: list[int],
+    rows: list[_Row],
     stop_token_ids: Sequence[int] | None,
     steps_per_call: int = STEPS_PER_CALL,
+    speech: bool = False,
   ) -> Iterator[_Run]:
-    """Prefills, then decodes; yields after the first token and after every call of the decode loop."""
+    """Prefills, then decodes; yields after the first token (then with the Talker's handoff, for speech) and after every call
+    of the decode loop."""
+    max_new_tokens = [row.max_new_tokens for row in rows]
     if any(n < 1 for n in max_new_tokens):
       raise ValueError(f'max_new_tokens {min(max_new_tokens)}: expected 1 or more')
     started = time.perf_counter()
     timings: dict[str, float] = {}
     padded = bucket(len(rows))
-    batch: Batch = collate(rows, self.cfg.thinker, padded)
+    batch: Batch = collate([row.inputs for row in rows], self.cfg.thinker, padded)
     extra = padded - len(rows)
-    sampling = sampling_rows(samplings + [Sampling()] * extra, self.cfg.thinker.text.vocab_size)
-    penalised = any(s.repetition_penalty != 1 for s in samplings)
+    sampling = sampling_rows([row.sampling for row in rows] + [Sampling()] * extra, self.cfg.thinker.text.vocab_size)
+    penalised = any(row.sampling.repetition_penalty != 1 for row in rows)
     limits = self._limits(max_new_tokens + [0] * extra, stop_token_ids)
     outputs = bucket(max(max_new_tokens), 16)
     slots = bucket(int(batch.length.max()) + max(max_new_tokens), batch.tokens.ids.shape[1])
     features = decode.encode_media(self.params, self.cfg.thinker, batch.media, self.dtype)
     jax.block_until_ready(features)
     timings['encode_s'] = time.perf_counter() - started
-    state, _ = decode.prefill(
+    tap = self.cfg.talker.accept_hidden_layer if speech and self.cfg.talker is not None else None
+    state, out = decode.prefill(
       self.params['thinker'], self.cfg.thinker, batch.replace(media=()), features, sampling, limits,
-      slots=slots, outputs=outputs, penalised=penalised, dtype=self.dtype,
+      slots=slots, outputs=outputs, penalised=penalised, dtype=self.dtype, tap_layer=tap,
     )  # fmt: skip
     state.token.block_until_ready()
     timings['first_token_s'] = time.perf_counter() - started
-    yield _Run(state, timings)
+    yield _Run(state, timings, None if out.tap is None else Handoff(jnp.asarray(batch.tokens.ids), out.tap))
     decoding = time.perf_counter()
     steps = jnp.int32(steps_per_call)
     while not bool(state.done.all()):
@@ -223,28 +408,24 @@ class Omni:
   def _stop_ids(self, given: Sequence[int] | None) -> tuple[int, ...]:
     return self.defaults.stop_token_ids if given is None else tuple(given)
 
-  def _replies(self, run: _Run, rows: list[ModelInputs], stop_token_ids: Sequence[int] | None) -> list[Reply]:
+  def _replies(self, run: _Run, rows: list[_Row], stop_token_ids: Sequence[int] | None) -> list[Reply]:
     stop = set(self._stop_ids(stop_token_ids))
     output, count = np.asarray(run.state.output), np.asarray(run.state.count)
     tokenizer = self.processor.tokenizer
-    timings = {'total_s': run.timings['first_token_s'], **run.timings}
+    timings = {k: round(v, 6) for k, v in {'total_s': run.timings['first_token_s'], **run.timings}.items()}
     replies = []
     for b, row in enumerate(rows):
-      ids = [int(t) for t in output[b, : count[b]]]
+      ids, prompt = [int(t) for t in output[b, : count[b]]], row.inputs.ids
       stopped = bool(ids) and ids[-1] in stop
-      opened = tokenizer.decode([int(t) for t in row.ids[-4:]], skip_special_tokens=False).rstrip().endswith('<think>')
+      opened = tokenizer.decode([int(t) for t in prompt[-4:]], skip_special_tokens=False).rstrip().endswith('<think>')
       text, reasoning = split_reasoning(tokenizer.decode(ids[:-1] if stopped else ids), opened)
-      replies.append(
-        Reply(text, ids, len(row.ids), 'stop' if stopped else 'length', reasoning, {k: round(v, 6) for k, v in timings.items()})
-      )
+      replies.append(Reply(text, ids, len(prompt), 'stop' if stopped else 'length', reasoning, timings))
     return replies
 
 
-def _per_row(value: int | Sequence[int] | None, rows: int, name: str) -> list[int] | None:
+def _per_row(value: Any, rows: int, name: str) -> list[Any]:
   """One value per row from a single value or a sequence of them."""
-  if value is None:
-    return None
-  if isinstance(value, int):
+  if isinstance(value, (int, str)):
     return [value] * rows
   if len(value) != rows:
     raise ValueError(f'{name}: {len(value)} values for {rows} conversations; give one, or one for each')

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from .voice import Speech
+
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
@@ -10,7 +12,7 @@ class Reply:
 
   text: the answer; reasoning: what a Thinking model wrote before it, None for other replies. token_ids: everything sampled,
   the stop token included. finish_reason: 'stop', 'length' or 'error' (then `error` says why and the rest is empty).
-  timings: seconds by stage, of the whole batch the conversation was in.
+  timings: seconds by stage, of the whole batch the conversation was in. speech: where it was asked for.
   """
 
   text: str
@@ -20,11 +22,16 @@ class Reply:
   reasoning: str | None = None
   timings: dict[str, float] = dataclasses.field(default_factory=dict)
   error: str | None = None
+  speech: Speech | None = None
 
   def to_json(self) -> dict[str, Any]:
     """The JSON object the command line prints: unset optional fields are left out."""
     keep = {'text', 'token_ids', 'prompt_tokens', 'finish_reason', 'timings'}
-    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'speech'}
+    if self.speech is not None:
+      fields['codes'] = self.speech.codes.tolist()
+      fields['audio_s'] = round(self.speech.duration_s, 4)
+      fields['speech_finish_reason'] = self.speech.finish_reason
     return {k: v for k, v in fields.items() if k in keep or v is not None}
 
 
@@ -57,6 +64,19 @@ class Finished:
   """The end of a stream, with the whole reply."""
 
   reply: Reply
+
+  @property
+  def usage(self) -> dict[str, int]:
+    frames = 0 if self.reply.speech is None else len(self.reply.speech.codes)
+    return {
+      'prompt_tokens': self.reply.prompt_tokens,
+      'completion_tokens': len(self.reply.token_ids),
+      'audio_frames': frames,
+    }
+
+  @property
+  def timings(self) -> dict[str, float]:
+    return self.reply.timings
 
 
 def split_reasoning(text: str, opened: bool) -> tuple[str, str | None]:

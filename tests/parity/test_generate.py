@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from qwen3_omni_jax.infer.omni import _Row
+from qwen3_omni_jax.infer.sampling import Sampling
 from tests.parity import report
 from tests.parity.conftest import with_their_pixels
 
@@ -20,9 +22,7 @@ def their_tokens(pair, batch, hear: bool) -> np.ndarray:
 
 
 def our_tokens(pair, rows) -> np.ndarray:
-  from qwen3_omni_jax.infer.sampling import Sampling
-
-  *_, last = pair.ours._run(rows, [Sampling()] * len(rows), [TOKENS] * len(rows), ())
+  *_, last = pair.ours._run([_Row(row, Sampling(), TOKENS) for row in rows], ())
   return np.asarray(last.state.output)[: len(rows), :TOKENS]
 
 
