@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from .config import OmniConfig, load_config
+  from .infer.live import LiveAudio
   from .infer.omni import Omni
   from .infer.reply import Finished, Reply, Score, TextDelta
   from .infer.voice import AudioChunk, Speech, Voice
 
 _HOME = {
+  'LiveAudio': '.infer.live',
   'Omni': '.infer.omni',
   'OmniConfig': '.config',
   'load_config': '.config',
@@ -22,7 +24,7 @@ _HOME = {
   'Voice': '.infer.voice',
 }
 __all__ = [
-  'AudioChunk', 'Finished', 'Omni', 'OmniConfig', 'Reply', 'Score', 'Speech', 'TextDelta', 'Voice', 'load_config',
+  'AudioChunk', 'Finished', 'LiveAudio', 'Omni', 'OmniConfig', 'Reply', 'Score', 'Speech', 'TextDelta', 'Voice', 'load_config',
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import traceback
 # name: (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 COMMANDS = {
   'generate': ('qwen3_omni_jax.tools.generate', 'answer a conversation with text, audio, images and video in it'),
+  'live': ('qwen3_omni_jax.tools.live', 'listen to a file or to stdin as to a microphone, and answer aloud'),
   'score': ('qwen3_omni_jax.tools.score', "log-probability of every token of the last assistant turn"),
   'convert': ('qwen3_omni_jax.tools.convert_weights', 'convert published weights'),
   'tiny': ('qwen3_omni_jax.tools.tiny', 'write a random but structurally complete checkpoint'),

@@ -125,7 +125,14 @@ def make_checkpoint(out: str | pathlib.Path, preset: str = 'tiny', seed: int = 0
   bf16 = np.dtype(ml_dtypes.bfloat16)
   tensors = published(cfg)
   total = sum(2 * int(np.prod(t.shape)) for t in tensors.values())
-  values = ((name, random_tensor(name, t.shape, seed).astype(bf16)) for name, t in tensors.items())
+
+  def value(name, shape):
+    array = random_tensor(name, shape, seed)
+    if name == 'thinker.lm_head.weight':
+      array[len(ids) :] = 0  # ids that no token has are not said
+    return array.astype(bf16)
+
+  values = ((name, value(name, t.shape)) for name, t in tensors.items())
   write_shards(out, values, {name: (bf16, t.shape) for name, t in tensors.items()}, shard_bytes=total // 3 + 1)
 
 

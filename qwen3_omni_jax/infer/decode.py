@@ -115,6 +115,44 @@ def prefill(
   return _choose(params, state, last, sampling, limits), out
 
 
+@functools.partial(jax.jit, static_argnames=('cfg', 'dtype', 'tap_layer'), donate_argnames=('cache',))
+def extend_prompt(
+  params: Params,
+  cfg: ThinkerConfig,
+  tokens: ThinkerTokens,
+  features: Features,
+  filled: Int[Array, ' B'],
+  cache: KVCache,
+  dtype=jnp.float32,
+  tap_layer: int | None = None,
+) -> tuple[Float[Array, 'B D'], Float[Array, 'B T D'] | None, KVCache]:
+  """A further piece of prompts, padded at its end: (hidden state of each row's last token, tapped states, cache)."""
+  out, cache = thinker_extend(params, cfg, tokens, features, filled, cache, tap_layer=tap_layer, dtype=dtype)
+  last = jnp.maximum((tokens.segment != 0).sum(axis=1) - 1, 0)
+  return jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)[:, 0], out.tap, cache
+
+
+@functools.partial(jax.jit, static_argnames=('outputs',), donate_argnames=('cache',))
+def begin_decode(
+  params: Params,
+  cache: KVCache,
+  filled: Int[Array, ' B'],
+  position: Float[Array, ' B'],
+  hidden: Float[Array, 'B D'],
+  seen: Bool[Array, 'B V'] | None,
+  sampling: SamplingRows,
+  limits: Limits,
+  *,
+  outputs: int,
+) -> State:
+  """The first token after prompts that were fed piece by piece."""
+  B = filled.shape[0]
+  zeros = jnp.zeros(B, jnp.int32)
+  output = jnp.zeros((B, outputs), jnp.int32)
+  state = State(cache, filled, position, zeros, limits.tokens <= 0, output, zeros, seen)
+  return _choose(params, state, hidden, sampling, limits)
+
+
 def _choose(params: Params, state: State, hidden: Float[Array, 'B D'], sampling: SamplingRows, limits: Limits) -> State:
   """Samples the next token of every row that is not done and appends it to the output."""
   scores = logits(params, hidden)

@@ -216,11 +216,18 @@ class Omni:
     if isinstance(inputs, str):
       raise ValueError(inputs)
     row = _Row(inputs, merge_sampling(self.defaults.sampling, seed=seed, **given), limit, speaker, frames)
-    return self._stream([row], stop_token_ids, chosen, chunk_schedule)
+    runs = self._run([row], stop_token_ids, steps_per_call=1, speech=speech)
+    return self._stream([row], runs, stop_token_ids, chosen, chunk_schedule)
 
   def _stream(
-    self, rows: list[_Row], stop_token_ids: Sequence[int] | None, voice: Voice | None, schedule: Sequence[int]
+    self,
+    rows: list[_Row],
+    runs: Iterator[_Run],
+    stop_token_ids: Sequence[int] | None,
+    voice: Voice | None,
+    schedule: Sequence[int],
   ) -> Iterator[TextDelta | AudioChunk | Finished]:
+    """Events of a single row whose tokens come from `runs`, one at a time."""
     started = time.perf_counter()
     decoder, sent = StreamDecoder(self.processor.tokenizer), 0
     speaker = wave = text = run = None
@@ -233,7 +240,7 @@ class Omni:
         pieces.append(chunk.samples)
         yield chunk
 
-    for run in self._run(rows, stop_token_ids, steps_per_call=1, speech=voice is not None):
+    for run in runs:
       count, done = int(run.state.count[0]), bool(run.state.done[0])
       if piece := decoder.push([int(t) for t in np.asarray(run.state.output[0, sent:count])]):
         yield TextDelta(piece)
@@ -390,7 +397,15 @@ class Omni:
     )  # fmt: skip
     state.token.block_until_ready()
     timings['first_token_s'] = time.perf_counter() - started
-    yield _Run(state, timings, None if out.tap is None else Handoff(jnp.asarray(batch.tokens.ids), out.tap))
+    handoff = None if out.tap is None else Handoff(jnp.asarray(batch.tokens.ids), out.tap)
+    yield from self._decode(state, sampling, limits, steps_per_call, handoff, timings, started)
+
+  def _decode(
+    self, state: decode.State, sampling, limits: decode.Limits, steps_per_call: int, handoff: Handoff | None,
+    timings: dict[str, float], started: float,
+  ) -> Iterator[_Run]:  # fmt: skip
+    """The state after prefill, then after every call of the decode loop."""
+    yield _Run(state, timings, handoff)
     decoding = time.perf_counter()
     steps = jnp.int32(steps_per_call)
     while not bool(state.done.all()):

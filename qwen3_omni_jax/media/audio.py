@@ -165,6 +165,12 @@ def log_mel(wave: np.ndarray, pad_to: int | None = None) -> np.ndarray:
     wave = np.pad(wave, (0, pad_to - samples))
   frames = len(wave) // HOP
   padded = np.pad(wave.astype(np.float32, copy=False), N_FFT // 2, mode='reflect')
+  out = log_power(padded, frames)
+  return clip_and_scale(out, out.max())[: frames if pad_to is None else min(frames, -(-samples // HOP))]
+
+
+def log_power(padded: np.ndarray, frames: int) -> np.ndarray:
+  """log10 of the mel power of `frames` frames, 'T M' float32; frame t reads the 400 samples from 160 t on."""
   out = np.empty((frames, MELS), np.float32)
   filters, window = _mel_filters(), _window()
   for start in range(0, frames, _STFT_BLOCK):
@@ -173,7 +179,12 @@ def log_mel(wave: np.ndarray, pad_to: int | None = None) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(piece, N_FFT)[::HOP]
     power = np.abs(np.fft.rfft(windows * window, axis=-1)) ** 2
     out[start : start + count] = np.log10(np.maximum(power @ filters, 1e-10))
-  np.maximum(out, out.max() - 8.0, out=out)
-  out += 4.0
-  out /= 4.0
-  return out if pad_to is None else out[: min(frames, -(-samples // HOP))]
+  return out
+
+
+FLOOR = 8.0  # decades below the loudest value of a clip
+
+
+def clip_and_scale(log_mel: np.ndarray, loudest: float) -> np.ndarray:
+  """What the encoder takes: nothing more than 8 decades below the loudest value, and scaled to about -1 to 1."""
+  return (np.maximum(log_mel, np.float32(loudest - FLOOR)) + np.float32(4)) / np.float32(4)
