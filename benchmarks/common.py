@@ -1,0 +1,87 @@
+"""What every benchmark needs: the small checkpoint, two threads for both sides, medians, and a result with its circumstances."""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # for tests.reference
+
+import numpy as np  # noqa: E402  (jax must see the platform first)
+
+
+def small_checkpoint(folder: str | pathlib.Path, preset: str = 'small') -> pathlib.Path:
+  """A random checkpoint, made once."""
+  from qwen3_omni_jax.tools.tiny import make_checkpoint
+
+  folder = pathlib.Path(folder)
+  if not (folder / 'config.json').is_file():
+    make_checkpoint(folder, preset)
+  return folder
+
+
+def side_by_side(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float]:
+  """Median seconds of both, measured in turns so that other load hits both alike; one run of each beforehand.
+
+  A function that returns a function is preparation only: what it returns is what is timed.
+  """
+  seconds: tuple[list[float], list[float]] = ([], [])
+  for _ in range(repeats + 1):
+    for side, run in zip(seconds, (ours, theirs), strict=True):
+      started = time.perf_counter()
+      rest = run()
+      if callable(rest):
+        started = time.perf_counter()
+        rest()
+      side.append(time.perf_counter() - started)
+  return float(np.median(seconds[0][1:])), float(np.median(seconds[1][1:]))
+
+
+def read_bandwidth() -> float:
+  """Bytes per second read from memory by a sum over 400 MB, all threads, best of five."""
+  import jax
+  import jax.numpy as jnp
+
+  x = jnp.ones(100_000_000, jnp.float32)
+  total = jax.jit(jnp.sum)
+  total(x).block_until_ready()
+  best = min(_timed(lambda: total(x).block_until_ready()) for _ in range(5))
+  return x.nbytes / best
+
+
+def _timed(run: Callable[[], object]) -> float:
+  started = time.perf_counter()
+  run()
+  return time.perf_counter() - started
+
+
+def circumstances() -> dict:
+  """Command, hardware, versions, commit and date."""
+  import jax
+
+  def git(*args: str) -> str:
+    return subprocess.run(['git', *args], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+  cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.machine())
+  return {
+    'command': 'python ' + ' '.join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+    'hardware': f'{os.cpu_count()} × {cpu}',
+    'load_before': round(os.getloadavg()[0], 2),
+    'jax': jax.__version__,
+    'commit': git('rev-parse', '--short', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno') else ''),
+    'date': datetime.date.today().isoformat(),
+  }
+
+
+def save(name: str, result: dict) -> None:
+  path = ROOT / 'benchmarks' / 'results' / f'{name}.json'
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(json.dumps(result, indent=1) + '\n')
+  print(f'written to {path.relative_to(ROOT)}')
