@@ -49,12 +49,18 @@ def shapes(height: int, width: int, at: float) -> np.ndarray:
 
 
 def write_video(path: pathlib.Path, seconds: float, fps: int, sound: np.ndarray | None, size=(120, 160)) -> None:
-  """An H.264 mp4 of the moving disc, with an AAC track if `sound` ('W 2' at RATE_HZ) is given."""
+  """An mp4 of the moving disc, with an AAC track if `sound` ('W 2' at RATE_HZ) is given.
+
+  H.264, or MPEG-4 where FFmpeg has no x264. Constant quality and one thread: x264's rate control and its threads do not give
+  the same bytes every time.
+  """
   import av
 
   av.logging.set_level(av.logging.PANIC)
   with av.open(str(path), 'w') as container:
-    video = container.add_stream('libx264', rate=fps)
+    x264 = 'libx264' in av.codecs_available
+    video = container.add_stream('libx264' if x264 else 'mpeg4', rate=fps, options={'qp': '20'} if x264 else {})
+    video.codec_context.thread_count = 1
     video.height, video.width, video.pix_fmt = *size, 'yuv420p'
     audio = container.add_stream('aac', rate=RATE_HZ, layout='stereo') if sound is not None else None
     frames = int(seconds * fps)

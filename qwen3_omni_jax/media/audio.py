@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .container import open_container, unreadable
 from .source import Limits, name_of, read_bytes
 
 RATE_HZ = 16_000
@@ -48,7 +49,10 @@ def load_audio(source: Any, limits: Limits | None = None, root: pathlib.Path | N
 
 
 def _mono(samples: Any, name: str) -> np.ndarray:
-  samples = np.asarray(samples)
+  try:
+    samples = np.asarray(samples)
+  except ValueError as e:
+    raise ValueError(f'{name}: not an array of samples ({e})') from e
   if samples.dtype.kind not in 'fiu':
     raise ValueError(f'{name}: audio of dtype {samples.dtype}; expected floats in [-1, 1] or integers')
   if samples.ndim not in (1, 2) or samples.size == 0:
@@ -59,10 +63,12 @@ def _mono(samples: Any, name: str) -> np.ndarray:
     scale = float(2 ** (8 * samples.dtype.itemsize - 1))
     offset = scale if samples.dtype.kind == 'u' else 0.0
     samples = (samples.astype(np.float32) - np.float32(offset)) / np.float32(scale)
-  samples = samples.astype(np.float32, copy=False)
-  if not np.isfinite(samples).all():
-    raise ValueError(f'{name}: {np.count_nonzero(~np.isfinite(samples))} samples are NaN or infinite')
-  return samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
+  with np.errstate(over='ignore', invalid='ignore'):  # what float32 cannot hold becomes infinite, and is refused below
+    samples = samples.astype(np.float32, copy=False)
+    samples = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
+  if not (finite := np.isfinite(samples)).all():
+    raise ValueError(f'{name}: {np.count_nonzero(~finite)} samples are NaN or infinite')
+  return samples
 
 
 def _to_16k(samples: np.ndarray, rate_hz: float, name: str, limits: Limits) -> np.ndarray:
@@ -79,63 +85,81 @@ def _to_16k(samples: np.ndarray, rate_hz: float, name: str, limits: Limits) -> n
   return np.ascontiguousarray(samples, np.float32)
 
 
+class _Blocks:
+  """Mono samples as they are decoded. What does not fit the limits stops the decoding, whatever the header promised."""
+
+  def __init__(self, name: str, rate_hz: float, limits: Limits):
+    self.name, self.rate_hz, self.limits = name, rate_hz, limits
+    self.blocks: list[np.ndarray] = []
+    self.samples = 0
+
+  def check(self, samples: int, channels: int) -> None:
+    seconds = samples / max(self.rate_hz, 1)
+    if seconds > self.limits.audio_s:
+      raise ValueError(f'{self.name}: {seconds:.0f} s of audio; the limit is {self.limits.audio_s:.0f} s')
+    if samples > self.limits.audio_samples:
+      raise ValueError(f'{self.name}: {samples} samples at {self.rate_hz} Hz; the limit is {self.limits.audio_samples}. '
+                       'Resample it to 16 kHz first')  # fmt: skip
+    if channels > self.limits.audio_channels:
+      raise ValueError(f'{self.name}: {channels} channels; the limit is {self.limits.audio_channels}')
+
+  def add(self, block: np.ndarray) -> None:
+    """block: float32 'W C'. The plain mean of the channels is kept, as librosa and the reference take it."""
+    self.check(self.samples + len(block), block.shape[1])
+    with np.errstate(over='ignore', invalid='ignore'):  # not finite: refused later, with a count
+      self.blocks.append(block.mean(axis=1, dtype=np.float32))
+    self.samples += len(block)
+
+  def joined(self) -> tuple[np.ndarray, float]:
+    if not self.samples:
+      raise ValueError(f'{self.name}: no audio samples')
+    return np.concatenate(self.blocks), self.rate_hz
+
+
 def _decode(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float]:
-  """(samples, rate) through soundfile, or through FFmpeg for what soundfile does not read."""
+  """(mono samples, rate) through soundfile, or through FFmpeg for what soundfile does not read."""
   import soundfile
 
   try:
     with soundfile.SoundFile(io.BytesIO(data)) as file:
-      _check_size(file.frames / max(file.samplerate, 1), file.channels, name, limits)
-      # A header may promise more than there is: read in blocks, so that memory follows the data.
-      blocks = []
-      while len(block := file.read(2**20, dtype='float32', always_2d=True)):
-        blocks.append(block)
-        _check_size(sum(map(len, blocks)) / max(file.samplerate, 1), file.channels, name, limits)
-      if not blocks:
-        raise ValueError(f'{name}: no audio samples')
-      return np.concatenate(blocks), file.samplerate
+      blocks = _Blocks(name, file.samplerate, limits)
+      # libsndfile says 2^63 - 1 where a header leaves the length open; then only the data can tell.
+      blocks.check(file.frames if file.frames < 2**62 else 0, file.channels)
+      while len(block := file.read(2**20 // file.channels, dtype='float32', always_2d=True)):
+        blocks.add(block)
+      return blocks.joined()
   except (soundfile.SoundFileError, RuntimeError, TypeError, OverflowError, MemoryError):
-    pass
+    pass  # not a format of soundfile, or damaged: FFmpeg reads it or says what is wrong
   track = decode_track(data, name, limits)
   if track is None:
     raise ValueError(f'{name}: no audio in it')
   return track
 
 
-def _check_size(seconds: float, channels: int, name: str, limits: Limits) -> None:
-  if seconds > limits.audio_s:
-    raise ValueError(f'{name}: {seconds:.0f} s of audio; the limit is {limits.audio_s:.0f} s')
-  if channels > limits.audio_channels:
-    raise ValueError(f'{name}: {channels} channels; the limit is {limits.audio_channels}')
-
-
 def decode_track(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float] | None:
   """(mono samples, rate) of the first audio track, through FFmpeg; None if there is no track."""
   import av
 
-  av.logging.set_level(av.logging.PANIC)
-  try:
-    with av.open(io.BytesIO(data)) as container:
-      if not container.streams.audio:
-        return None
-      stream = container.streams.audio[0]
-      rate_hz = stream.codec_context.sample_rate
-      resampler = av.AudioResampler(format='flt', layout='mono', rate=rate_hz or RATE_HZ)
-      blocks: list[np.ndarray] = []
-      length = 0
+  with open_container(data, name, 'audio') as container:
+    if not container.streams.audio:
+      return None
+    stream = container.streams.audio[0]
+    # Only the sample format is converted: FFmpeg's own way to mono weights channels (two equal ones get 1.41 times louder).
+    resampler = av.AudioResampler(format='fltp')
+    blocks = _Blocks(name, stream.codec_context.sample_rate or RATE_HZ, limits)
+    try:
       for frame in container.decode(stream):
+        if not blocks.samples:
+          blocks.rate_hz = frame.sample_rate
         for part in resampler.resample(frame):
-          blocks.append(part.to_ndarray().reshape(-1))
-          length += blocks[-1].size
-        _check_size(length / (rate_hz or RATE_HZ), 1, name, limits)
-      blocks += [part.to_ndarray().reshape(-1) for part in resampler.resample(None)]
-  except (av.FFmpegError, ValueError, OSError, MemoryError) as e:
-    if isinstance(e, ValueError) and str(e).startswith(name):
-      raise
-    raise ValueError(f'{name}: not readable as audio ({str(e)[:200]})') from e
-  if not sum(map(len, blocks)):
-    raise ValueError(f'{name}: no audio samples')
-  return np.concatenate(blocks), rate_hz or RATE_HZ
+          blocks.add(part.to_ndarray().T)
+      for part in resampler.resample(None) if blocks.samples else ():
+        blocks.add(part.to_ndarray().T)
+    except (av.FFmpegError, ValueError, OSError, MemoryError) as e:
+      if str(e).startswith(name):
+        raise
+      raise unreadable(name, 'audio', e) from e
+  return blocks.joined()
 
 
 @functools.cache
@@ -158,12 +182,16 @@ def log_mel(wave: np.ndarray, pad_to: int | None = None) -> np.ndarray:
 
   wave: 16 kHz mono. T = len(wave) // 160. The floor is 8 decades below the clip's own maximum. pad_to: zero-pad to this many
   samples first, as the reference does to the shorter clips of a call; then T = ceil(len(wave) / 160), at most pad_to // 160.
+  Raises ValueError below 160 samples. From 160 to 200 the mirrored edge is longer than the clip: it is mirrored again, where
+  the reference fails.
   Source: the reference's WhisperFeatureExtractor with feature_size 128; the STFT is taken in blocks, so memory is linear.
   """
   samples = len(wave)
   if pad_to is not None and pad_to > samples:
     wave = np.pad(wave, (0, pad_to - samples))
   frames = len(wave) // HOP
+  if not samples or not frames:
+    raise ValueError(f'audio of {samples} samples at 16 kHz; at least {HOP} (10 ms, one frame) are needed')
   padded = np.pad(wave.astype(np.float32, copy=False), N_FFT // 2, mode='reflect')
   out = log_power(padded, frames)
   return clip_and_scale(out, out.max())[: frames if pad_to is None else min(frames, -(-samples // HOP))]

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import math
 import pathlib
+import re
+import struct
 import warnings
 from typing import Any
 
@@ -12,6 +14,15 @@ import numpy as np
 from .source import Limits, name_of, read_bytes
 
 MAX_ASPECT = 200
+# Picture formats by Pillow's names. Left out: those that run other programs (EPS, WMF) and those that are no pictures.
+FORMATS = ('PNG', 'JPEG', 'MPO', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'AVIF', 'JPEG2000', 'PPM', 'TGA', 'ICO', 'PCX', 'SGI',
+           'QOI', 'PSD', 'DDS', 'ICNS')  # fmt: skip
+
+
+_FIXED = {'rescale_factor': 1 / 255, 'resample': 3}  # 3: bicubic
+_SWITCHES = ('do_resize', 'do_rescale', 'do_normalize', 'do_convert_rgb')
+_READ = {'size', 'min_pixels', 'max_pixels', 'patch_size', 'temporal_patch_size', 'merge_size', 'image_mean', 'image_std',
+         *_SWITCHES, *_FIXED}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +38,14 @@ class ImageSettings:
   merge: int = 2
   mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
   std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+  ignored: tuple[str, ...] = ()  # keys of the file that say nothing about pixels and patches
 
   @classmethod
   def from_dict(cls, data: dict[str, Any], where: str = 'preprocessor_config.json') -> 'ImageSettings':
     """Reads the image keys; those of audio (feature_size, hop_length, …) are constants here and are checked by the processor."""
     size = data.get('size') or {}
+    if not isinstance(size, dict):
+      raise ValueError(f"{where}: size {size!r}; expected {{'shortest_edge': pixels, 'longest_edge': pixels}}")
     values = {
       'min_pixels': data.get('min_pixels', size.get('shortest_edge', size.get('min_pixels'))),
       'max_pixels': data.get('max_pixels', size.get('longest_edge', size.get('max_pixels'))),
@@ -45,9 +59,10 @@ class ImageSettings:
     try:
       settings = cls(**values)
       valid = (
-        all(isinstance(getattr(settings, k), int) and getattr(settings, k) > 0
+        all(type(getattr(settings, k)) is int and getattr(settings, k) > 0
             for k in ('min_pixels', 'max_pixels', 'patch', 'temporal_patch', 'merge'))
-        and all(len(v) == 3 and all(isinstance(x, (int, float)) for x in v) for v in (settings.mean, settings.std))
+        and all(len(v) == 3 for v in (settings.mean, settings.std))
+        and all(type(x) in (int, float) and math.isfinite(x) for x in (*settings.mean, *settings.std))
         and all(x > 0 for x in settings.std)
         and settings.min_pixels <= settings.max_pixels
       )  # fmt: skip
@@ -55,10 +70,14 @@ class ImageSettings:
       valid = False
     if not valid:
       raise ValueError(f'{where}: impossible image settings {values}')
-    for switch in ('do_resize', 'do_rescale', 'do_normalize', 'do_convert_rgb'):
+    for switch in _SWITCHES:
       if data.get(switch, True) is False:
         raise ValueError(f'{where}: {switch} is false; only true is implemented')
-    return settings
+    for key, only in _FIXED.items():
+      value = data.get(key, only)
+      if type(value) not in (int, float) or not math.isclose(value, only, rel_tol=1e-6):
+        raise ValueError(f'{where}: {key} {value!r}; only {only} is implemented')
+    return dataclasses.replace(settings, ignored=tuple(sorted(set(data) - _READ)))
 
   @property
   def factor(self) -> int:
@@ -67,12 +86,13 @@ class ImageSettings:
 
 
 def load_image(source: Any, limits: Limits | None = None, root: pathlib.Path | None = None) -> np.ndarray:
-  """uint8 'H W 3' pixels.
+  """uint8 'H W 3' pixels, upright.
 
-  source: a path, data: URL, bytes, a Pillow image, or a uint8 array 'H W 3'. Transparency is dropped and no EXIF rotation is
-  applied, as in the reference. Too many pixels are refused before they are decoded.
+  source: a path, data: URL, bytes, a Pillow image, or a uint8 array 'H W 3'. The EXIF orientation is applied and transparency
+  dropped, as the reference's loader does; of an animation the first picture counts. Departure: 16-bit grey is scaled to 8 bits
+  (the reference clips nearly all of it to white). Too many pixels are refused before they are decoded.
   """
-  from PIL import Image
+  from PIL import Image, ImageOps
 
   limits = limits or Limits()
   name = name_of(source)
@@ -81,22 +101,31 @@ def load_image(source: Any, limits: Limits | None = None, root: pathlib.Path | N
       raise ValueError(f'{name}: image array of dtype {source.dtype}; expected uint8 of shape (height, width, 3)')
     _check_pixels(source.shape[1], source.shape[0], name, limits)
     return source
-  if isinstance(source, Image.Image):
-    image = source
-    _check_pixels(*image.size, name, limits)
-    return np.array(image.convert('RGB'))
-  data = read_bytes(source, limits, root)
+  data = None if isinstance(source, Image.Image) else read_bytes(source, limits, root)
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # Pillow's own bomb and metadata warnings: the limit below decides
-      with Image.open(io.BytesIO(data)) as image:
-        _check_pixels(*image.size, name, limits)
-        return np.array(image.convert('RGB'))
+      image = source if data is None else Image.open(io.BytesIO(data), formats=FORMATS)
+      _check_pixels(*image.size, name, limits)
+      return _rgb(ImageOps.exif_transpose(image), image.format, name)
   except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, EOFError,
-          ZeroDivisionError, AttributeError, Image.DecompressionBombError, RuntimeError) as e:  # fmt: skip
-    if str(e).startswith(name):
+          ZeroDivisionError, AttributeError, Image.DecompressionBombError, RuntimeError, struct.error) as e:  # fmt: skip
+    if isinstance(e, ValueError) and str(e).startswith(name):
       raise
-    raise ValueError(f'{name}: not readable as an image ({type(e).__name__}: {str(e)[:200]})') from e
+    raise ValueError(f'{name}: not readable as an image ({type(e).__name__}: {_reason(e)})') from e
+
+
+def _rgb(image: Any, encoding: str | None, name: str) -> np.ndarray:
+  if image.mode.startswith('I;16') or (image.mode == 'I' and encoding == 'PNG'):  # 16 bits
+    grey = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+  if image.mode in ('I', 'F'):
+    raise ValueError(f'{name}: 32-bit pixels of no known range; convert them to 8 bits')
+  return np.array(image.convert('RGB'))
+
+
+def _reason(error: BaseException) -> str:
+  return re.sub(r' <_io.BytesIO object at \w+>', '', str(error))[:200]
 
 
 def _check_pixels(width: int, height: int, name: str, limits: Limits) -> None:
@@ -152,6 +181,8 @@ def patch_rows(frames: np.ndarray, settings: ImageSettings) -> tuple[np.ndarray,
   std = np.asarray(settings.std, np.float32) * np.float32(255)
   m, p = settings.merge, settings.patch
   blocks = frames.reshape(t, settings.temporal_patch, h // m, m, p, w // m, m, p, C)
-  ordered = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # t, h/m, w/m, m, m, C, T, p, p
-  values = (ordered.astype(np.float32) - mean[:, None, None, None]) / std[:, None, None, None]
+  # t, h/m, w/m, m, m, C, T, p, p. Ordered while still bytes, then changed in place: a long video is gigabytes.
+  values = np.ascontiguousarray(blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)).astype(np.float32)
+  values -= mean[:, None, None, None]
+  values /= std[:, None, None, None]
   return values.reshape(t * h * w, -1), (t, h, w)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import dataclasses
 import pathlib
+import re
 import urllib.parse
 from typing import Any
 
@@ -16,15 +17,17 @@ class Limits:
   image_pixels: int = 178_956_970  # Pillow's own threshold of a decompression bomb
   audio_s: float = 4 * 3600
   audio_channels: int = 64
+  audio_samples: int = 4 * 3600 * 48_000  # of one channel at the file's own rate: what is in memory at once
   video_s: float = 4 * 3600
   video_pixels: int = 8192 * 8192  # of one frame
   video_source_frames: int = 4_000_000  # looked at while sampling
+  video_kept_bytes: int = 8 * 2**30  # of all sampled frames together
 
 
 def name_of(source: Any) -> str:
   """A short printable name for errors: never the contents."""
   if isinstance(source, (str, pathlib.Path)):
-    text = str(source)
+    text = str(source).encode('utf-8', 'backslashreplace').decode()  # printable even if the file system's bytes are not
     if text[:5].lower() == 'data:':
       return f'data URL of {len(text)} characters'
     return text if len(text) <= 200 else text[:80] + '…' + text[-80:]
@@ -64,26 +67,29 @@ def _data_url(url: str, limits: Limits) -> bytes:
   if not head.lower().endswith(';base64'):
     return urllib.parse.unquote_to_bytes(body)
   try:
-    return base64.b64decode(''.join(body.split()), validate=True)
+    # Inside an address, + / and = may have been escaped.
+    return base64.b64decode(''.join(urllib.parse.unquote(body).split()), validate=True)
   except (binascii.Error, ValueError) as e:
     raise ValueError(f'{name_of(url)}: broken base64 ({e})') from e
 
 
 def _file(source: str | pathlib.Path, limits: Limits, root: pathlib.Path | None) -> bytes:
   text = str(source)
-  scheme = text.partition('://')[0].lower() if '://' in text else ''
-  if scheme == 'file':
-    text = urllib.parse.unquote(urllib.parse.urlsplit(text).path)
-  elif scheme:
-    raise ValueError(f'{name_of(source)}: {scheme} addresses are not fetched; download the file and give its path')
+  if found := re.match(r'([A-Za-z][A-Za-z0-9+.-]*)://', text):
+    if found[1].lower() != 'file':
+      raise ValueError(f'{name_of(source)}: {found[1]} addresses are not fetched; download the file and give its path')
+    address = urllib.parse.urlsplit(text)
+    if address.netloc not in ('', 'localhost'):
+      raise ValueError(f'{name_of(source)}: a file on {address.netloc}; expected file:///path on this machine')
+    text = urllib.parse.unquote(address.path)
   if not text or '\0' in text:
     raise ValueError(f'{name_of(source)!r}: not a path')
   path = pathlib.Path(text)
-  if root is not None:
-    path = path if path.is_absolute() else root / path
-    if not path.resolve().is_relative_to(root.resolve()):
-      raise ValueError(f'{name_of(source)}: outside the media folder {root}; media must lie inside it')
   try:
+    if root is not None:
+      path = (path if path.is_absolute() else root / path).resolve()
+      if not path.is_relative_to(root.resolve()):
+        raise ValueError(f'{name_of(source)}: outside the media folder {root}; media must lie inside it')
     if not path.exists():
       raise ValueError(f'{name_of(source)}: no such file')
     if not path.is_file():
@@ -91,6 +97,9 @@ def _file(source: str | pathlib.Path, limits: Limits, root: pathlib.Path | None)
     size = path.stat().st_size
     if size > limits.bytes:
       raise ValueError(f'{name_of(source)}: {size} bytes; the limit is {limits.bytes}')
-    return path.read_bytes()
+    with path.open('rb') as file:
+      return file.read(limits.bytes + 1)  # no more, even if the file grows or lies about its size
   except OSError as e:
     raise ValueError(f'{name_of(source)}: cannot be read ({e.strerror or e})') from e
+  except (RuntimeError, UnicodeError) as e:  # a loop of links; a name the file system cannot spell
+    raise ValueError(f'{name_of(source)}: cannot be read ({str(e)[:200]})') from e
