@@ -98,7 +98,7 @@ def _file(source: str | pathlib.Path, limits: Limits, root: pathlib.Path | None)
     if size > limits.bytes:
       raise ValueError(f'{name_of(source)}: {size} bytes; the limit is {limits.bytes}')
     with path.open('rb') as file:
-      return file.read(limits.bytes + 1)  # no more, even if the file grows or lies about its size
+      return file.read(size + 1)  # bounded even if the file has no end; a reader given the limit itself would allocate it
   except OSError as e:
     raise ValueError(f'{name_of(source)}: cannot be read ({e.strerror or e})') from e
   except (RuntimeError, UnicodeError) as e:  # a loop of links; a name the file system cannot spell
