@@ -56,7 +56,7 @@ def write_video(path: pathlib.Path, seconds: float, fps: int, sound: np.ndarray 
   """
   import av
 
-  av.logging.set_level(av.logging.PANIC)
+  av.logging.set_level(None)  # quiet; see media.container
   with av.open(str(path), 'w') as container:
     x264 = 'libx264' in av.codecs_available
     video = container.add_stream('libx264' if x264 else 'mpeg4', rate=fps, options={'qp': '20'} if x264 else {})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .container import open_container, unreadable
+from .container import first_stream, open_container, unreadable
 from .source import Limits, name_of, read_bytes
 
 RATE_HZ = 16_000
@@ -141,9 +141,9 @@ def decode_track(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, fl
   import av
 
   with open_container(data, name, 'audio') as container:
-    if not container.streams.audio:
+    stream = first_stream(container, 'audio', name)
+    if stream is None:
       return None
-    stream = container.streams.audio[0]
     # Only the sample format is converted: FFmpeg's own way to mono weights channels (two equal ones get 1.41 times louder).
     resampler = av.AudioResampler(format='fltp')
     blocks = _Blocks(name, stream.codec_context.sample_rate or RATE_HZ, limits)

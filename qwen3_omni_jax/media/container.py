@@ -20,7 +20,9 @@ def open_container(data: bytes, name: str, kind: str) -> Any:
   """The open PyAV container of `data`. kind: what was expected of it, for the error ('a video', 'audio')."""
   import av
 
-  av.logging.set_level(av.logging.PANIC)  # errors come as exceptions; the log would go to the terminal
+  # Errors come as exceptions, so the log is off, and off means None: with any other level PyAV hands errors of the decoder's
+  # threads to Python, and closing a damaged H.264 file then waits for ever (a thread waits for Python, Python for the thread).
+  av.logging.set_level(None)
   options = {'format_whitelist': ','.join(FORMATS), 'protocol_whitelist': 'none'}
   try:
     return av.open(io.BytesIO(data), options=options)
@@ -28,7 +30,17 @@ def open_container(data: bytes, name: str, kind: str) -> Any:
     raise unreadable(name, kind, e) from e
 
 
+def first_stream(container: Any, kind: str, name: str) -> Any | None:
+  """The first stream of a kind ('audio', 'video'), None if there is none. One that cannot be decoded is an error."""
+  streams = getattr(container.streams, kind)
+  if not streams:
+    return None
+  if streams[0].codec_context is None:
+    raise ValueError(f'{name}: its {kind} is in an encoding that FFmpeg here cannot decode; convert it')
+  return streams[0]
+
+
 def unreadable(name: str, kind: str, error: BaseException) -> ValueError:
-  """What to raise when FFmpeg gives up. (PyAV puts a nameless '<none>' and its last log line in the message.)"""
-  reason = str(error).split(': \'<none>\'')[0].split('; last error log')[0]
+  """What to raise when FFmpeg gives up. (PyAV adds a nameless '<none>' to its messages.)"""
+  reason = str(error).split(': \'<none>\'')[0]
   return ValueError(f'{name}: not readable as {kind} ({reason[:200]})')

@@ -97,7 +97,7 @@ class Tokenizer:
       '<|vision_start|>': thinker.vision_start_token_id, '<|vision_end|>': thinker.vision_end_token_id,
       'system': cfg.system_token_id, 'user': cfg.user_token_id, 'assistant': cfg.assistant_token_id,
     }  # fmt: skip
-    wrong = [f'{t} is {self.token_id(t)}, config.json says {n}' for t, n in wanted.items() if self.token_id(t) != n]
+    wrong = [f'{t} becomes {self.encode(t)}, config.json says {n}' for t, n in wanted.items() if self.encode(t) != [n]]
     if wrong:
       raise ValueError(f'{where}: tokenizer and config.json disagree: ' + '; '.join(wrong))
 

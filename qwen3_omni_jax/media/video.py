@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .audio import _to_16k, decode_track
-from .container import open_container, unreadable
+from .container import first_stream, open_container, unreadable
 from .image import ImageSettings, patch_rows, resize, smart_resize
 from .source import Limits, name_of, read_bytes
 
@@ -147,20 +147,19 @@ def _clip(frames, total: int, source_fps: float, fps: float, has_audio: bool, mi
   return VideoClip(frames, float(fps), len(frames) / duration if bound else float(fps), duration, has_audio)
 
 
-def _open(data: bytes, name: str):
-  container = open_container(data, name, 'a video')
-  if not container.streams.video:
-    container.close()
+def _stream(container: Any, name: str) -> Any:
+  stream = first_stream(container, 'video', name)
+  if stream is None:
     raise ValueError(f'{name}: no video in it')
-  return container
+  return stream
 
 
 def _probe(data: bytes, name: str, limits: Limits) -> tuple[int, float, bool]:
   """(number of frames, frames per second, is there sound). Frames are counted by decoding nothing: by demuxing every packet."""
   import av
 
-  with _open(data, name) as container:
-    stream = container.streams.video[0]
+  with open_container(data, name, 'a video') as container:
+    stream = _stream(container, name)
     check_frame(stream.codec_context.height, stream.codec_context.width, name, limits)
     rate = stream.average_rate or stream.guessed_rate
     has_audio = bool(container.streams.audio)
@@ -187,8 +186,8 @@ def _decode(data: bytes, kept: _Kept) -> tuple[np.ndarray, int]:
   import av
 
   seen = 0
-  with _open(data, kept.name) as container:
-    stream = container.streams.video[0]
+  with open_container(data, kept.name, 'a video') as container:
+    stream = _stream(container, kept.name)
     stream.thread_type = 'AUTO'
     try:
       for frame in container.decode(stream):
