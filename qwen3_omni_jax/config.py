@@ -6,32 +6,11 @@ IGNORED lists it with the reason: a config we only half understand is how silent
 """
 
 import dataclasses
-import difflib
 import json
 import pathlib
 from typing import Any, ClassVar
 
-_BOOKKEEPING = 'bookkeeping of the library that wrote the file'
-_TRAINING = 'used only to initialise or regularise training in the reference'
-_IGNORED_ANYWHERE = {
-  **dict.fromkeys(
-    ('architectures', 'model_type', 'transformers_version', '_name_or_path', 'torch_dtype', 'dtype', 'use_cache',
-     '_attn_implementation', '_attn_implementation_autoset', '_experts_implementation', 'return_dict', 'output_attentions',
-     'output_hidden_states', 'output_router_logits', 'chunk_size_feed_forward', 'is_encoder_decoder', 'id2label',
-     'label2id', 'problem_type', 'auto_map', 'num_hidden_layers_alias', 'tokenizer_class', 'is_decoder',
-     'add_cross_attention', 'cross_attention_hidden_size', 'tie_encoder_decoder', 'pruned_heads'), _BOOKKEEPING),
-  **dict.fromkeys(('initializer_range', 'attention_dropout', 'dropout', 'activation_dropout', 'classifier_dropout',
-                   'initializer_factor', 'router_jitter_noise'), _TRAINING),
-  **dict.fromkeys(('pad_token_id', 'bos_token_id', 'eos_token_id', 'sep_token_id', 'decoder_start_token_id',
-                   'bad_words_ids', 'max_length', 'min_length', 'do_sample', 'temperature', 'top_k', 'top_p', 'num_beams',
-                   'typical_p', 'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size', 'diversity_penalty',
-                   'early_stopping', 'num_beam_groups', 'encoder_no_repeat_ngram_size', 'num_return_sequences',
-                   'output_scores', 'return_dict_in_generate', 'forced_bos_token_id', 'forced_eos_token_id',
-                   'remove_invalid_values', 'exponential_decay_length_penalty', 'suppress_tokens',
-                   'begin_suppress_tokens', 'prefix', 'finetuning_task', 'task_specific_params', 'tf_legacy_loss',
-                   'torchscript', 'use_bfloat16'),
-                  'generation settings live in generation_config.json and the tokenizer files'),
-}  # fmt: skip
+from .config_reader import BOOKKEEPING, TRAINING, Reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +32,7 @@ class AudioConfig:
     'max_source_positions': 'length of a sinusoid table; positions restart every second, so 13 rows suffice',
     'scale_embedding': 'declared by the reference, never read',
     'conv_chunksize': 'splits the convolution batch in the reference; no effect on the result',
-    'encoder_layerdrop': _TRAINING,
+    'encoder_layerdrop': TRAINING,
     'num_hidden_layers': 'same as encoder_layers',
   }
 
@@ -247,7 +226,7 @@ class TalkerConfig:
        'vision_start_token_id', 'vision_end_token_id', 'position_id_per_seconds', 'spatial_merge_size', 'user_token_id'),
       'a copy of the thinker_config value; positions come from the processor'),
     'seconds_per_chunk': 'the reference never reads it',
-    'output_router_logits': _BOOKKEEPING,
+    'output_router_logits': BOOKKEEPING,
     'tie_word_embeddings': 'embedding and head are separate tensors',
   }  # fmt: skip
 
@@ -285,7 +264,7 @@ class Code2WavConfig:
 
   IGNORED: ClassVar[dict[str, str]] = {
     'max_position_embeddings': 'positions are computed, not looked up',
-    'layer_scale_initial_scale': _TRAINING,
+    'layer_scale_initial_scale': TRAINING,
     **dict.fromkeys(('codebook_dim', 'vector_quantization_hidden_dimension', 'semantic_codebook_size',
                      'num_semantic_quantizers'), 'the reference never reads it'),
     'head_dim': 'hidden_size / num_attention_heads in the reference',
@@ -365,83 +344,14 @@ def load_config(path: str | pathlib.Path) -> OmniConfig:
 
 def parse_config(data: Any, where: str = 'config') -> OmniConfig:
   """An OmniConfig from the parsed config.json. `where` names the source in errors."""
-  reader = _Reader()
+  reader = Reader()
   config = _read_omni(reader, data)
   if reader.errors or config is None:
     raise ValueError(f'{where}: {len(reader.errors)} problem(s)\n  ' + '\n  '.join(reader.errors))
   return config
 
 
-class _Reader:
-  """Builds dataclasses from JSON objects and collects every problem."""
-
-  def __init__(self):
-    self.errors: list[str] = []
-
-  def object(self, data: Any, key: str, where: str) -> dict | None:
-    value = data.get(key)
-    if not isinstance(value, dict):
-      found = 'nothing' if value is None else type(value).__name__
-      self.errors.append(f'{where}{key}: expected an object, found {found}')
-      return None
-    return value
-
-  def build(self, cls, data: dict, where: str, parts: dict[str, Any], renamed: tuple[str, ...] = ()):
-    """An instance of cls. parts: fields already built; renamed: keys of `data` that became parts."""
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in parts}
-    known = set(fields) | set(renamed) | set(cls.IGNORED) | set(_IGNORED_ANYWHERE)
-    for key in data.keys() - known:
-      close = difflib.get_close_matches(key, fields, 1)
-      hint = f"; did you mean '{close[0]}'?" if close else ''
-      self.errors.append(f'{where}{key}: unknown field{hint}')
-    values = dict(parts)
-    whole = all(parts[k] is not None for k in _REQUIRED_PARTS & parts.keys())
-    for name, field in fields.items():
-      if name in data:
-        values[name] = self._typed(data[name], field.type, where + name)
-        whole &= values[name] is not None
-      elif field.default is dataclasses.MISSING:
-        self.errors.append(f'{where}{name}: missing, and it has no default')
-        whole = False
-    if not whole:
-      return None
-    built = cls(**values)
-    self.errors += [where + problem for problem in built.problems()]
-    return built
-
-  def _typed(self, value: Any, kind: Any, where: str) -> Any:
-    """value checked against the annotation; None (and an error) if it does not fit."""
-    if kind in (bool, str):
-      fits = isinstance(value, kind)
-    elif kind is int:
-      fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-    elif kind is float:
-      fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float('inf')
-      value = float(value) if fits else value
-    else:  # tuple[int, ...]
-      fits = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-      value = tuple(value) if fits else value
-    if not fits:
-      name = kind.__name__ if isinstance(kind, type) and kind in (bool, str, int, float) else 'list of int'
-      self.errors.append(f'{where}: expected {name}, found {json.dumps(value)[:80]}')
-      return None
-    if kind is int and value == 0 and where.rsplit('.', 1)[-1] in _POSITIVE:
-      self.errors.append(f'{where}: must be positive, found 0')
-      return None
-    return value
-
-
-_REQUIRED_PARTS = frozenset(('audio', 'vision', 'text', 'code_predictor', 'thinker'))
-_POSITIVE = frozenset((
-  'num_mel_bins', 'd_model', 'encoder_layers', 'encoder_attention_heads', 'encoder_ffn_dim', 'downsample_hidden_size',
-  'output_dim', 'depth', 'hidden_size', 'intermediate_size', 'num_heads', 'in_channels', 'patch_size',
-  'spatial_merge_size', 'temporal_patch_size', 'out_hidden_size', 'num_position_embeddings', 'vocab_size',
-  'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'head_dim', 'codebook_size', 'num_quantizers',
-  'sliding_window', 'decoder_dim', 'num_code_groups', 'moe_intermediate_size',
-))  # fmt: skip
-
-
-def _read_omni(reader: _Reader, data: Any) -> OmniConfig | None:
+def _read_omni(reader: Reader, data: Any) -> OmniConfig | None:
   if not isinstance(data, dict):
     reader.errors.append(f'expected a JSON object, found {type(data).__name__}')
     return None
@@ -458,7 +368,7 @@ def _read_omni(reader: _Reader, data: Any) -> OmniConfig | None:
   return reader.build(OmniConfig, data, '', parts, renamed)
 
 
-def _read_thinker(reader: _Reader, data: dict | None) -> ThinkerConfig | None:
+def _read_thinker(reader: Reader, data: dict | None) -> ThinkerConfig | None:
   if data is None:
     return None
   where = 'thinker_config.'
@@ -472,12 +382,12 @@ def _read_thinker(reader: _Reader, data: dict | None) -> ThinkerConfig | None:
   return reader.build(ThinkerConfig, data, where, parts, ('audio_config', 'vision_config', 'text_config'))
 
 
-def _read_vision(reader: _Reader, data: dict | None, where: str) -> VisionConfig | None:
+def _read_vision(reader: Reader, data: dict | None, where: str) -> VisionConfig | None:
   found = _without_rope(reader, data, where, {'rope_theta': 1e4})
   return found and reader.build(VisionConfig, found[0], where, {'rope_theta': found[1]['rope_theta']})
 
 
-def _read_talker(reader: _Reader, data: dict | None) -> TalkerConfig | None:
+def _read_talker(reader: Reader, data: dict | None) -> TalkerConfig | None:
   if data is None:
     return None
   where = 'talker_config.'
@@ -494,7 +404,7 @@ def _read_talker(reader: _Reader, data: dict | None) -> TalkerConfig | None:
   return reader.build(TalkerConfig, data, where, parts, ('text_config', 'code_predictor_config', 'speaker_id'))
 
 
-def _read_text(reader: _Reader, data: dict | None, where: str, moe: bool) -> TextConfig | None:
+def _read_text(reader: Reader, data: dict | None, where: str, moe: bool) -> TextConfig | None:
   """A transformer's config: both spellings of RoPE and of the number of experts."""
   found = _without_rope(reader, data, where, {'rope_theta': 1e6})
   if found is None:
@@ -518,7 +428,7 @@ def _read_text(reader: _Reader, data: dict | None, where: str, moe: bool) -> Tex
   return reader.build(TextConfig, data, where, rope)
 
 
-def _without_rope(reader: _Reader, data: dict | None, where: str, default: dict) -> tuple[dict, dict] | None:
+def _without_rope(reader: Reader, data: dict | None, where: str, default: dict) -> tuple[dict, dict] | None:
   """(data without RoPE keys, {'rope_theta', 'mrope_section'}) from old or new style keys."""
   if data is None:
     return None
@@ -540,6 +450,6 @@ def _without_rope(reader: _Reader, data: dict | None, where: str, default: dict)
   if kinds or rope:
     reader.errors.append(f'{where}rope: unknown type or field {sorted(kinds) + sorted(rope)}; only default is implemented')
   return data, {
-    'rope_theta': reader._typed(theta, float, where + 'rope_theta') or default['rope_theta'],
-    'mrope_section': reader._typed(section, tuple, where + 'mrope_section') or (),
+    'rope_theta': reader.typed(theta, float, where + 'rope_theta') or default['rope_theta'],
+    'mrope_section': reader.typed(section, tuple, where + 'mrope_section') or (),
   }
