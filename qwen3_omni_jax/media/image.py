@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .resample import resize
 from .source import Limits, name_of, read_bytes
 
 MAX_ASPECT = 200
@@ -160,20 +161,6 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
   if not h or not w:
     raise ValueError(f'{width}×{height} pixels: too narrow for patches of {factor} pixels; enlarge or crop it')
   return h, w
-
-
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Bicubic with antialiasing, on uint8.
-
-  Rows first, then columns, rounded in between, as torchvision does for the reference. Pillow's own order depends on the sizes
-  (another order changes a third of the values of a noisy picture by one level); its cost is the same.
-  """
-  from PIL import Image
-
-  if pixels.shape[:2] == (height, width):
-    return pixels
-  bicubic = Image.Resampling.BICUBIC
-  return np.asarray(Image.fromarray(pixels).resize((width, pixels.shape[0]), bicubic).resize((width, height), bicubic))
 
 
 def image_patches(pixels: np.ndarray, settings: ImageSettings) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from .audio import _to_16k, decode_track
 from .container import first_stream, open_container, unreadable
-from .image import ImageSettings, patch_rows, resize, smart_resize
+from .image import ImageSettings, patch_rows, smart_resize
+from .resample import resize
 from .source import Limits, name_of, read_bytes
 
 MIN_FRAMES = 4
