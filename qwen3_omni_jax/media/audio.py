@@ -85,6 +85,16 @@ def _to_16k(samples: np.ndarray, rate_hz: float, name: str, limits: Limits) -> n
   return np.ascontiguousarray(samples, np.float32)
 
 
+class _Bytes(io.BytesIO):
+  """Bytes as a file. A damaged header can make libsndfile seek before the start: it stays put, as a file on disk would."""
+
+  def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+    try:
+      return super().seek(offset, whence)
+    except (ValueError, OverflowError):
+      return self.tell()
+
+
 class _Blocks:
   """Mono samples as they are decoded. What does not fit the limits stops the decoding, whatever the header promised."""
 
@@ -121,7 +131,7 @@ def _decode(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float]:
   import soundfile
 
   try:
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
+    with soundfile.SoundFile(_Bytes(data)) as file:
       blocks = _Blocks(name, file.samplerate, limits)
       # libsndfile says 2^63 - 1 where a header leaves the length open; then only the data can tell.
       blocks.check(file.frames if file.frames < 2**62 else 0, file.channels)

@@ -95,13 +95,15 @@ def lies() -> dict[str, bytes]:
   }  # fmt: skip
 
 
-def flac_and_m4a(folder: pathlib.Path) -> dict[str, bytes]:
+def compressed_sounds(folder: pathlib.Path) -> dict[str, bytes]:
   import soundfile
 
   wave = (0.3 * np.sin(np.arange(16_000) / 10)).astype(np.float32)
   soundfile.write(folder / 'base.flac', wave, 16_000)
-  soundfile.write(folder / 'base.mp3', wave, 16_000)
-  return {p.suffix[1:]: p.read_bytes() for p in (folder / 'base.flac', folder / 'base.mp3')}
+  paths = [folder / f'base.{kind}' for kind in ('flac', 'mp3', 'ogg')]
+  for path in paths:
+    soundfile.write(path, wave, 16_000)
+  return {path.suffix[1:]: path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope='module')
@@ -113,7 +115,7 @@ def verdicts(samples, tmp_path_factory) -> dict[str, dict]:
     'wav': (samples['audio'].read_bytes()[:40_000], (8, 20, 8)),
     'png': (samples['image'].read_bytes(), (15, 40, 15)),
     'mp4': (samples['video'].read_bytes(), (15, 50, 20)),
-  } | {kind: (data, (8, 20, 8)) for kind, data in flac_and_m4a(folder).items()}
+  } | {kind: (data, (8, 20, 8)) for kind, data in compressed_sounds(folder).items()}
   files = lies()
   for kind, (data, (cuts, flips, noises)) in bases.items():
     files |= {f'{name}.{kind}': broken for name, broken in damaged(data, rng, cuts, flips, noises).items()}
