@@ -17,7 +17,7 @@ FRAMES = 48
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--checkpoint', default='/tmp/qwen3-omni-small')
+  parser.add_argument('--checkpoint', default=str(common.ROOT / '.cache' / 'small'))
   parser.add_argument('--repeats', type=int, default=3)
   args = parser.parse_args()
   circumstances = common.circumstances()
