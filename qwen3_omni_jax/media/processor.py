@@ -153,7 +153,7 @@ class Processor:
       row.visuals.append(row.images[-1])
     else:
       clip = load_video(
-        item.source, fps=fps if item.fps is None else item.fps, limits=self.limits, root=self.media_root
+        item.source, fps=fps if item.fps is None else item.fps, limits=self.limits, root=self.media_root, fit=self.images
       )
       patches, grid = video_patches(clip.frames, self.images)
       video = Visual(patches, grid, 'video')
