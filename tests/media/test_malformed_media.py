@@ -165,7 +165,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
   except ValueError as e:
     row['error'] = str(e)
   print(json.dumps(row | {'seconds': time.monotonic() - start}), flush=True)
-print(json.dumps({'name': 'the process', 'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+print(json.dumps({'name': 'the process', 'peak_mb': int(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1]) / 1024}))
 """
 
 
