@@ -165,7 +165,8 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
   except ValueError as e:
     row['error'] = str(e)
   print(json.dumps(row | {'seconds': time.monotonic() - start}), flush=True)
-print(json.dumps({'name': 'the process', 'peak_mb': int(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1]) / 1024}))
+peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))  # ru_maxrss is inherited
+print(json.dumps({'name': 'the process', 'peak_mb': int(peak.split()[1]) / 1024}))
 """
 
 
