@@ -19,6 +19,13 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _programs_of_one_module():
+  """Drops compiled programs after each module: each one is mapped memory, and Linux allows a process 65,530 maps."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def tiny_folder(tmp_path_factory) -> pathlib.Path:
   """A tiny Instruct checkpoint in the published layout."""

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tiny_checkpoint(out: pathlib.Path) -> pathlib.Path:
-  from .convert_weights import convert_to_jax
+  from ..weights.to_jax import convert_to_jax
   from .tiny import make_checkpoint
 
   print(f'making a tiny random checkpoint in the published layout: {out / "tiny-hf"}')

@@ -8,10 +8,10 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-from qwen3_omni_jax.tools.convert_weights import convert_to_jax
 
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.safetensors import INDEX, Shard, open_folder, write_shards
+from qwen3_omni_jax.weights.to_jax import convert_to_jax
 
 from .folders import odd_config, odd_dict, random_tensors, write
 

@@ -16,7 +16,7 @@ from .folders import odd_dict, write
 
 MEASURE = """
 import pathlib, sys
-from qwen3_omni_jax.tools.convert_weights import convert_to_jax
+from qwen3_omni_jax.weights.to_jax import convert_to_jax
 
 def peak_mb():  # not ru_maxrss, which a child inherits from the process that started it
   return int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]) / 1e3

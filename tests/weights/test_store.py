@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import tensorstore as ts
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from qwen3_omni_jax.tools.convert_weights import convert_to_jax
 
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.params import abstract_params, is_param
 from qwen3_omni_jax.weights import store
 from qwen3_omni_jax.weights.load import load_params
+from qwen3_omni_jax.weights.to_jax import convert_to_jax
 
 from .folders import assert_same, fuse, odd_config, odd_dict, random_tensors, write
 
