@@ -14,6 +14,7 @@ from ..shapes import Array, Bool, Float, Int
 # Above this many scores per head the blockwise form is used, so that no [T, S] matrix is ever built.
 DENSE_SCORES = 2048 * 2048
 BLOCK = 512
+QUERY_BLOCK = 128  # queries the dense form takes at once, so that their scores stay in cache (two to three times faster on CPU)
 
 
 def attention(
@@ -37,6 +38,7 @@ def attention(
   """
   B, T, N, H = q.shape
   S, K = k.shape[1], k.shape[2]
+  aligned = causal and q_index is None and k_index is None  # query t sees no key beyond t
   if q_index is None:
     q_index = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
   if k_index is None:
@@ -45,8 +47,12 @@ def attention(
   q = (q * jnp.asarray(H**-0.5, q.dtype)).reshape(B, T, K, N // K, H)
   if backend is None:
     backend = 'dense' if T * S <= DENSE_SCORES else 'blockwise'
-  form = {'dense': _dense, 'blockwise': _blockwise}[backend]
-  return form(q, k, v, (q_segment, q_index), (k_segment, k_index), sees).reshape(B, T, N, H)
+  query, key = (q_segment, q_index), (k_segment, k_index)
+  if backend == 'dense':
+    out = _dense(q, k, v, query, key, sees, aligned)
+  else:
+    out = _blockwise(q, k, v, query, key, sees)
+  return out.reshape(B, T, N, H)
 
 
 def _sees(query, key, *, causal: bool, window: int | None) -> Bool[Array, 'B T S']:
@@ -68,12 +74,25 @@ def _scores(q, k, mask):
   return jnp.where(mask[:, None, None], scores, _LOWEST)
 
 
-def _dense(q, k, v, query, key, sees):
+def _dense(q, k, v, query, key, sees, aligned: bool):
+  """A few blocks of queries, each against all keys, or with `aligned` against those up to its own end."""
+  T = q.shape[1]
+  size = max(QUERY_BLOCK, -(-T // 8))
+  blocks = []
+  for start in range(0, T, size):
+    rows = slice(start, start + size)
+    keys = slice(0, start + size if aligned else None)
+    who, whom = [x[:, rows] for x in query], [x[:, keys] for x in key]
+    blocks.append(_dense_block(q[:, rows], k[:, keys], v[:, keys], sees(who, whom)))
+  return jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
+
+
+def _dense_block(q, k, v, mask):
   # Batch axes are moved to the front first and the division comes last, on the small side: measured two to three times
   # faster on CPU than the same sums in the arrays' own order.
   q, k, v = jnp.einsum('BTKGH->BKGTH', q), jnp.einsum('BSKH->BKSH', k), jnp.einsum('BSKH->BKSH', v)
   scores = jnp.einsum('BKGTH,BKSH->BKGTS', q, k, preferred_element_type=jnp.float32)
-  scores = jnp.where(sees(query, key)[:, None, None], scores, _LOWEST)
+  scores = jnp.where(mask[:, None, None], scores, _LOWEST)
   top = scores.max(axis=-1, keepdims=True)
   weights = jnp.exp(scores - top).astype(v.dtype)
   out = jnp.einsum('BKGTS,BKSH->BKGTH', weights, v, preferred_element_type=jnp.float32)
