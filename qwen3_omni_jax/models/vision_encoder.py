@@ -94,7 +94,7 @@ def encode_vision(
     p, slot = inputs
     a, normed = p['attn'], layer_norm(x, p['attn_norm'], NORM_EPS)
     # One plain matmul, split afterwards: half the time of an einsum to 'A R P N H' on CPU.
-    qkv = linear(normed, {'kernel': a['qkv']['kernel'].reshape(D, -1), 'bias': a['qkv']['bias'].reshape(-1)})
+    qkv = linear(normed, {'kernel': a['qkv']['kernel'].astype(x.dtype).reshape(D, -1), 'bias': a['qkv']['bias'].reshape(-1)})
     q, k, v = (y.reshape(R, P, cfg.num_heads, cfg.head_dim) for y in jnp.split(qkv, 3, axis=-1))
     # Rotated in float32: the reference does so here, unlike in its language models.
     q, k = (rope.rotate(y.astype(jnp.float32), angle).astype(x.dtype) for y in (q, k))

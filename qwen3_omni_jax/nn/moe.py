@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..shapes import Array, Float, Int, Params
+from .int8 import leaf_map
 from .layers import swiglu, swiglu_spec
 from .params import Param, Spec
 
@@ -37,18 +38,19 @@ class Experts:
   def in_stack(cls, p: Params, layer: Int[Array, '']) -> 'Experts':
     """From the stacked parameters of all layers ('L E D F' arrays)."""
     number = p['gate'].shape[1]
-    flat = [p[name].reshape(-1, *p[name].shape[2:]) for name in ('gate', 'up', 'down')]
-    return cls(*flat, first=layer * number, number=number)
+    flat = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), p)
+    return cls(flat['gate'], flat['up'], flat['down'], layer * number, number)
 
   def one(self, expert: Int[Array, '']) -> Params:
     """The SwiGLU parameters of one expert."""
-    pick = lambda w: jax.lax.dynamic_index_in_dim(w, self.first + expert, keepdims=False)
-    return {'gate': pick(self.gate), 'up': pick(self.up), 'down': pick(self.down)}
+    return self._each(lambda w: jax.lax.dynamic_index_in_dim(w, self.first + expert, keepdims=False))
 
   def all(self) -> Params:
     """The parameters of every expert of the layer ('E D F' arrays)."""
-    pick = lambda w: jax.lax.dynamic_slice_in_dim(w, self.first, self.number)
-    return {'gate': pick(self.gate), 'up': pick(self.up), 'down': pick(self.down)}
+    return self._each(lambda w: jax.lax.dynamic_slice_in_dim(w, self.first, self.number))
+
+  def _each(self, pick) -> Params:
+    return jax.tree.map(pick, {'gate': self.gate, 'up': self.up, 'down': self.down})
 
 
 def moe_spec(width: int, ffn: int, experts: int, shared_ffn: int = 0) -> Spec:
@@ -162,7 +164,7 @@ def ragged_form(x: Float[Array, 'T D'], routing: Routing, experts: Experts) -> F
   """Sorted by expert, then three grouped matmuls."""
   pairs = _sort(routing, experts.number)
   rows = x[pairs.order // routing.experts.shape[1]]
-  p = jax.tree.map(lambda w: w.astype(x.dtype), experts.all())
+  p = leaf_map(lambda w: w.astype(x.dtype), experts.all())
   hidden = jax.nn.silu(jax.lax.ragged_dot(rows, p['gate'], pairs.sizes)) * jax.lax.ragged_dot(rows, p['up'], pairs.sizes)
   return _combine(jax.lax.ragged_dot(hidden, p['down'], pairs.sizes), pairs, routing)
 

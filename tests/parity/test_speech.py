@@ -1,4 +1,4 @@
-"""The whole speech path, greedy, against the reference's top-level generate: Talker prompt, hidden states, logits, codes, wave."""
+"""The whole speech path, greedy, against the reference's generate: Talker prompt, hidden states, logits, codes, wave."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,73 @@
+"""Weight-only int8: matrices kept as bytes with a scale per output channel, widened where they are used.
+
+Half the memory and half the bytes a decode step reads; activations, norms, biases, routers, embeddings, convolutions, the code
+predictor and the vocoder stay as they are. For inference only: rounding has no gradient.
+"""
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..shapes import Array
+from .params import Param
+
+PARTS = ('audio', 'vision', 'thinker', 'talker')
+_MATRICES = ('q', 'k', 'v', 'o', 'gate', 'up', 'down', 'kernel', 'head')
+_STACKED = ('layers', 'expert')
+
+
+@flax.struct.dataclass
+class Int8:
+  """A matrix as values * scale. scale: float32, of the matrix's rank, size 1 along the axes that are summed over."""
+
+  values: Array
+  scale: Array
+
+  def astype(self, dtype) -> Array:
+    """The matrix in `dtype`, as the modules ask every weight for before they multiply."""
+    return (self.values.astype(jnp.float32) * self.scale).astype(dtype)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.values.shape
+
+
+def is_int8(x) -> bool:
+  return isinstance(x, Int8)
+
+
+def summed_axes(path: str, param: Param) -> tuple[int, ...]:
+  """The axes a matrix is contracted over, () for an array that is not kept as int8. path: 'thinker/layers/attn/q'."""
+  names = path.split('/')
+  if names[0] not in PARTS or names[-1] not in _MATRICES or 'conv_taps' in param.axes:
+    return ()
+  first = next(i for i, axis in enumerate(param.axes) if axis not in _STACKED)
+  last = next(i for i in range(first, len(param.shape)) if math.prod(param.shape[first : i + 1]) == param.fan_in)
+  return tuple(range(first, last + 1))
+
+
+def quantize(array: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+  """(int8 values, float32 scale): symmetric, rounded to nearest; a channel of zeros has scale 0.
+
+  Raises ValueError for values that are not finite.
+  """
+  array = np.asarray(array, np.float32)
+  largest = np.abs(array).max(axis=axes, keepdims=True)
+  if not np.isfinite(largest).all():
+    raise ValueError('cannot be stored as int8: it holds values that are not finite')
+  scale = largest / np.float32(127)
+  values = np.rint(array / np.where(scale == 0, np.float32(1), scale)).astype(np.int8)
+  return values, scale
+
+
+def dequantize(values: np.ndarray, scale: np.ndarray, dtype) -> np.ndarray:
+  """The matrix that `quantize` stands for, in numpy; the same numbers as Int8.astype gives."""
+  return (values.astype(np.float32) * scale).astype(dtype)
+
+
+def leaf_map(function, tree):
+  """jax.tree.map over a parameter tree in which an Int8 matrix is one leaf."""
+  return jax.tree.map(function, tree, is_leaf=is_int8)
