@@ -5,7 +5,7 @@ One layer, run over stacked parameters by one `lax.scan`, in three ways that dif
 one token of it is a decode step).
 
 Expert weights stay outside the scanned parameters in `prefill` and `extend`: a layer then reads only the experts it uses
-instead of being handed a copy of all of them (see nn.moe.Experts). `forward` scans them, which is what backward needs.
+instead of being handed a copy of all of them (see nn.experts). `forward` scans them, which is what backward needs.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,9 @@ from ..shapes import Array, Float, Int, Params
 from . import rope
 from .attention import attention
 from .cache import KVCache
+from .experts import Experts
 from .layers import rms_norm, swiglu, swiglu_spec
-from .moe import Experts, Routing, moe, moe_spec
+from .moe import Routing, moe, moe_spec
 from .params import Param, Spec, stack
 
 

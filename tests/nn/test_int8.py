@@ -10,8 +10,9 @@ import pytest
 
 from qwen3_omni_jax.config import load_config
 from qwen3_omni_jax.models.omni import omni_spec
+from qwen3_omni_jax.nn.experts import Experts
 from qwen3_omni_jax.nn.int8 import Int8, dequantize, is_int8, leaf_map, quantize, summed_axes
-from qwen3_omni_jax.nn.moe import FORMS, Experts, moe_spec, route
+from qwen3_omni_jax.nn.moe import FORMS, moe_spec, route
 from qwen3_omni_jax.nn.params import Param, init_params, leaves
 from tests.conftest import ROOT
 

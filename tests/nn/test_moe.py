@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_omni_jax.nn.moe import FORMS, Experts, experts_form, moe, moe_spec, route
+from qwen3_omni_jax.nn.experts import Experts, experts_form
+from qwen3_omni_jax.nn.moe import FORMS, moe, moe_spec, route
 from qwen3_omni_jax.nn.params import init_params
 
 D, F, E, A, LAYERS = 12, 7, 6, 2, 3

@@ -1,0 +1,143 @@
+"""The experts of a layer, and several forms of one computation: SwiGLU of many rows, each by its own expert.
+
+`experts_form` is the one place that chooses. Rows come sorted by expert; what has no expert here (number `experts.number`)
+comes last, and its result means nothing.
+"""
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ..shapes import Array, Float, Int, Params
+from ..sharding import platform
+from .int8 import leaf_map
+from .layers import swiglu
+
+
+@flax.struct.dataclass
+class Experts:
+  """The experts of one layer, as a window into the stack of all layers.
+
+  Decoding reads a few experts of each layer; slicing the layer out of its stack first would copy all of them.
+  """
+
+  gate: Float[Array, 'L E D F']
+  up: Float[Array, 'L E D F']
+  down: Float[Array, 'L E F D']
+  layer: Int[Array, '']
+
+  @classmethod
+  def of_layer(cls, p: Params) -> 'Experts':
+    """From the parameters of one layer ('E D F' arrays)."""
+    p = jax.tree.map(lambda w: w[None], p)
+    return cls(p['gate'], p['up'], p['down'], jnp.int32(0))
+
+  @classmethod
+  def in_stack(cls, p: Params, layer: Int[Array, '']) -> 'Experts':
+    """From the stacked parameters of all layers."""
+    return cls(p['gate'], p['up'], p['down'], layer)
+
+  @property
+  def number(self) -> int:
+    return self.gate.shape[1]
+
+  def one(self, expert: Int[Array, '']) -> Params:
+    """The SwiGLU parameters of one expert."""
+    return self._each(lambda w: jax.lax.dynamic_slice(w, (self.layer, expert, 0, 0), (1, 1, *w.shape[2:]))[0, 0])
+
+  def all(self) -> Params:
+    """The parameters of every expert of the layer ('E D F' arrays)."""
+    return self._each(lambda w: jax.lax.dynamic_index_in_dim(w, self.layer, keepdims=False))
+
+  def _each(self, pick) -> Params:
+    return jax.tree.map(pick, {'gate': self.gate, 'up': self.up, 'down': self.down})
+
+
+def experts_form(tokens: int, active: int, number: int) -> str:
+  """The form to use: the one place that decides.
+
+  Few tokens touch few experts: read only those. Many tokens: sort by expert, then a grouped matmul from the platform's
+  library on TPU and GPU, blocks of one expert each on CPU (XLA's CPU grouped matmul is 10 to 20 times slower).
+  """
+  if tokens * active <= max(2 * active, number // 2):
+    return 'gathered'
+  return 'blocked' if platform() == 'cpu' else 'ragged'
+
+
+def run_experts(
+  rows: Float[Array, 'M D'], expert: Int[Array, ' M'], experts: Experts, form: str | None = None
+) -> Float[Array, 'M D']:
+  """Each row through its expert. expert: in ascending order. form: of GROUPED; None: the platform's."""
+  if form is None:
+    form = 'blocked' if platform() == 'cpu' else 'ragged'
+  return GROUPED[form](rows, expert, experts)
+
+
+def _ragged(rows, expert, experts: Experts):
+  """Three grouped matmuls."""
+  sizes = jnp.bincount(expert, length=experts.number).astype(jnp.int32)
+  p = leaf_map(lambda w: w.astype(rows.dtype), experts.all())
+  hidden = jax.nn.silu(jax.lax.ragged_dot(rows, p['gate'], sizes)) * jax.lax.ragged_dot(rows, p['up'], sizes)
+  return jax.lax.ragged_dot(hidden, p['down'], sizes)
+
+
+def _blocked(rows, expert, experts: Experts):
+  """The first rows of every expert in one batched matmul, the rest in blocks of one expert each.
+
+  A batched matmul is twice as fast as the same rows block by block, but how many rows each expert has in it is static.
+  """
+  M, number = len(rows), experts.number
+  sizes = jnp.bincount(expert, length=number).astype(jnp.int32)
+  first = jnp.concatenate([jnp.cumsum(sizes) - sizes, jnp.array([M], jnp.int32)])
+  slot = jnp.arange(M) - first[expert]  # of a row among its expert's; negative where there is no expert
+  together = _rows_together(M, number)
+  rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])  # row M is what padding reads
+  y = _in_blocks(rows, expert, slot - together, jnp.maximum(sizes - together, 0), experts)
+  if together:
+    y = jnp.where((slot < together)[:, None], _together(rows, expert, slot, together, experts), y)
+  return y
+
+
+def _rows_together(rows: int, number: int) -> int:
+  """Rows of every expert in the batched matmul: half above the mean, or none where many experts would idle."""
+  mean = rows / number
+  return 8 * math.ceil(1.5 * mean / 8) if mean >= 4 else 0
+
+
+def _together(rows, expert, slot, together: int, experts: Experts):
+  """Results of the rows whose slot is below `together`; those of the others mean nothing."""
+  M, total = len(rows) - 1, experts.number * together
+  place = jnp.where((slot >= 0) & (slot < together), expert * together + slot, total)
+  source = jnp.full(total, M, jnp.int32).at[place].set(jnp.arange(M, dtype=jnp.int32), mode='drop')
+  y = jax.vmap(swiglu)(rows[source].reshape(experts.number, together, -1), experts.all())
+  return y.reshape(total, -1)[jnp.minimum(place, total - 1)]
+
+
+def _in_blocks(rows, expert, slot, sizes: Int[Array, ' E'], experts: Experts):
+  """Results of the rows whose slot is not negative; those of the others mean nothing. sizes: how many each expert has.
+
+  Each expert's rows are padded to whole blocks. The number of blocks is static: all rows fill at most M/block whole
+  ones, and each expert adds at most one more.
+  """
+  M, number = len(rows) - 1, experts.number
+  block = min(32, max(8, 1 << (M // number).bit_length()))
+  blocks = -(-M // block) + min(number, M)
+  blocks_of = -(-sizes // block)
+  last = jnp.cumsum(blocks_of)
+  start = jnp.concatenate([last - blocks_of, jnp.zeros(1, last.dtype)])[expert]
+  place = jnp.where((slot >= 0) & (expert < number), start * block + slot, blocks * block)
+  source = jnp.full(blocks * block, M, jnp.int32).at[place].set(jnp.arange(M, dtype=jnp.int32), mode='drop')
+  expert_of_block = jnp.searchsorted(last, jnp.arange(blocks), side='right')
+
+  def one_block(_, inputs):
+    source, expert = inputs
+    nothing = lambda: jnp.zeros((block, rows.shape[-1]), rows.dtype)  # blocks past the last are skipped
+    return None, jax.lax.cond(expert < number, lambda: swiglu(rows[source], experts.one(expert)), nothing)
+
+  _, y = jax.lax.scan(one_block, None, (source.reshape(blocks, block), expert_of_block))
+  return y.reshape(blocks * block, -1)[jnp.minimum(place, blocks * block - 1)]
+
+
+GROUPED = {'ragged': _ragged, 'blocked': _blocked}
