@@ -13,9 +13,11 @@ from flax import linen as nn
 from ..config import TalkerConfig
 from ..nn.cache import KVCache
 from ..nn.decoder import Trace, decoder_spec, extend, forward, prefill
+from ..nn.expert_parallel import LOSSLESS, Dispatch
 from ..nn.layers import linear, linear_spec, rms_norm
 from ..nn.params import Param, Spec, declare
 from ..shapes import Array, Bool, Float, Int, Params
+from ..sharding import shard_rows
 
 HEADER = 3  # tokens of '<|im_start|>assistant\n'
 OPENING = 9  # positions between the user's turns and the first code: the header, four pads, bos, the first text token
@@ -194,9 +196,10 @@ def talker_forward(
   segment: Int[Array, 'B T'],
   *,
   remat: bool = False,
+  dispatch: Dispatch = LOSSLESS,
 ) -> tuple[Float[Array, 'B T D'], Trace]:
-  """Whole sequences of input embeddings without a cache: (hidden after the final norm, trace)."""
-  x, trace = forward(params['layers'], cfg.text, embeds, positions, segment, remat=remat)
+  """Whole sequences of input embeddings without a cache: (hidden after the final norm, trace). dispatch: see nn.moe."""
+  x, trace = forward(params['layers'], cfg.text, shard_rows(embeds), positions, segment, remat=remat, dispatch=dispatch)
   return rms_norm(x, params['norm'], cfg.text.rms_norm_eps), trace
 
 

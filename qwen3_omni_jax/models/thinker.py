@@ -11,9 +11,11 @@ from flax import linen as nn
 from ..config import ThinkerConfig
 from ..nn.cache import KVCache
 from ..nn.decoder import Deepstack, Trace, decoder_spec, extend, forward, prefill
+from ..nn.expert_parallel import LOSSLESS, Dispatch
 from ..nn.layers import rms_norm
 from ..nn.params import Param, Spec, declare
 from ..shapes import Array, Float, Int, Params
+from ..sharding import shard_rows
 
 
 def thinker_spec(cfg: ThinkerConfig) -> Spec:
@@ -83,15 +85,24 @@ def embed_inputs(
   if features.visual is not None:
     embeds = merge_features(embeds, features.visual, tokens.visual_index)
     deepstack = Deepstack(features.deepstack, tokens.visual_index)
-  return embeds, deepstack
+  return shard_rows(embeds), deepstack
 
 
 def thinker_forward(
-  params: Params, cfg: ThinkerConfig, tokens: ThinkerTokens, features: Features, *, dtype=jnp.float32, remat: bool = False
+  params: Params,
+  cfg: ThinkerConfig,
+  tokens: ThinkerTokens,
+  features: Features,
+  *,
+  dtype=jnp.float32,
+  remat: bool = False,
+  dispatch: Dispatch = LOSSLESS,
 ) -> tuple[ThinkerOut, Trace]:
-  """Whole sequences without a cache: training, scoring, parity tests."""
+  """Whole sequences without a cache: training, scoring, parity tests. dispatch: of tokens to experts on a mesh."""
   embeds, deepstack = embed_inputs(params, tokens, features, dtype)
-  x, trace = forward(params['layers'], cfg.text, embeds, tokens.positions, tokens.segment, deepstack, remat=remat)
+  x, trace = forward(
+    params['layers'], cfg.text, embeds, tokens.positions, tokens.segment, deepstack, remat=remat, dispatch=dispatch
+  )
   return ThinkerOut(rms_norm(x, params['norm'], cfg.text.rms_norm_eps), embeds), trace
 
 

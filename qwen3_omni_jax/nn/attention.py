@@ -8,8 +8,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from ..shapes import Array, Bool, Float, Int
+from ..sharding import batch_axes, current_mesh, length_axis
 
 # Above this many scores per head the blockwise form is used, so that no [T, S] matrix is ever built.
 DENSE_SCORES = 2048 * 2048
@@ -36,23 +38,60 @@ def attention(
   with q_index - k_index < window. Indices default to 0, 1, 2, …  Scores and softmax are float32. A query that sees
   nothing (padding) gives zeros. backend: 'dense' | 'blockwise' | None (by size).
   """
-  B, T, N, H = q.shape
-  S, K = k.shape[1], k.shape[2]
+  B, T, S = *q.shape[:2], k.shape[1]
   aligned = causal and q_index is None and k_index is None  # query t sees no key beyond t
   if q_index is None:
     q_index = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
   if k_index is None:
     k_index = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
+  attend = functools.partial(_attend, causal=causal, window=window, backend=backend)
+  mesh = current_mesh()
+  if mesh is None:
+    return attend(q, k, v, (q_segment, q_index), (k_segment, k_index), aligned)
+  return _on_mesh(attend, mesh, q, k, v, (q_segment, q_index), (k_segment, k_index), aligned)
+
+
+def _attend(q, k, v, query, key, aligned: bool, *, causal: bool, window: int | None, backend: str | None):
+  """On one device. aligned: see _dense."""
+  B, T, N, H = q.shape
+  S, K = k.shape[1], k.shape[2]
   sees = functools.partial(_sees, causal=causal, window=window)
   q = (q * jnp.asarray(H**-0.5, q.dtype)).reshape(B, T, K, N // K, H)
   if backend is None:
     backend = 'dense' if T * S <= DENSE_SCORES else 'blockwise'
-  query, key = (q_segment, q_index), (k_segment, k_index)
   if backend == 'dense':
     out = _dense(q, k, v, query, key, sees, aligned)
   else:
     out = _blockwise(q, k, v, query, key, sees)
   return out.reshape(B, T, N, H)
+
+
+def _on_mesh(attend, mesh, q, k, v, query, key, aligned: bool):
+  """Rows, heads and queries shared out; keys and values of a sequence cut by length are gathered (grouped heads make them
+  small), and every query block skips what it does not see."""
+  (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
+  rows, length = batch_axes(B, mesh) or None, length_axis(T, mesh)
+  keys_cut = length is not None and S == T
+  share = N // mesh.shape['tensor']  # query heads of a device
+  heads = 'tensor' if mesh.shape['tensor'] > 1 and N % mesh.shape['tensor'] == 0 else None
+  kv_heads = heads if heads and K % mesh.shape[heads] == 0 else None
+  if heads and not kv_heads and (N // K) % share:
+    heads = None  # a device's query heads would need parts of several groups
+
+  def local(q, k, v, query, key):
+    if keys_cut:
+      gather = lambda a: jax.lax.all_gather(a, 'context', axis=1, tiled=True)
+      k, v, key = gather(k), gather(v), jax.tree.map(gather, key)
+    if heads and not kv_heads:  # the one group that this device's query heads belong to
+      group = jax.lax.axis_index(heads) * share // (N // K)
+      k, v = (jax.lax.dynamic_slice_in_dim(a, group, 1, axis=2) for a in (k, v))
+    return attend(q, k, v, query, key, aligned and length is None)
+
+  P = PartitionSpec
+  q_spec, kv_spec = P(rows, length, heads), P(rows, length if keys_cut else None, kv_heads)
+  on_query, on_key = (P(rows, length),) * 2, (P(rows, length if keys_cut else None),) * 2
+  run = jax.shard_map(local, in_specs=(q_spec, kv_spec, kv_spec, on_query, on_key), out_specs=q_spec, check_vma=False)
+  return run(q, k, v, query, key)
 
 
 def _sees(query, key, *, causal: bool, window: int | None) -> Bool[Array, 'B T S']:

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 
 from ..config import TextConfig
 from ..shapes import Array, Float, Int, Params
+from ..sharding import shard_rows
 from . import rope
 from .attention import attention
 from .cache import KVCache
+from .expert_parallel import LOSSLESS, Dispatch
 from .experts import Experts
 from .layers import rms_norm, swiglu, swiglu_spec
 from .moe import Routing, moe, moe_spec
@@ -79,7 +81,9 @@ class Trace:
   routing: Routing | None
 
 
-def _layer(p: Params, cfg: TextConfig, x: Array, angle: Array, attend: Callable, experts: Experts | None):
+def _layer(
+  p: Params, cfg: TextConfig, x: Array, angle: Array, attend: Callable, experts: Experts | None, dispatch: Dispatch = LOSSLESS
+):
   """One block. attend(q, k, v) -> (attention output, whatever the caller keeps)."""
   normed = rms_norm(x, p['attn_norm'], cfg.rms_norm_eps)
   a = p['attn']
@@ -92,9 +96,9 @@ def _layer(p: Params, cfg: TextConfig, x: Array, angle: Array, attend: Callable,
   x = x + jnp.einsum('BTNH,NHD->BTD', out, a['o'].astype(x.dtype))
   normed = rms_norm(x, p['mlp_norm'], cfg.rms_norm_eps)
   if experts is None:
-    return x + swiglu(normed, p['mlp']), None, kept
-  y, routing = moe(normed, p['moe'], experts, cfg.num_experts_per_tok, cfg.norm_topk_prob)
-  return x + y, routing, kept
+    return shard_rows(x + swiglu(normed, p['mlp'])), None, kept
+  y, routing = moe(normed, p['moe'], experts, cfg.num_experts_per_tok, cfg.norm_topk_prob, dispatch=dispatch)
+  return shard_rows(x + y), routing, kept
 
 
 def rope_angles(cfg: TextConfig, positions: Array) -> Float[Array, 'B T H2']:
@@ -113,10 +117,11 @@ def forward(
   deepstack: Deepstack | None = None,
   *,
   remat: bool = False,
+  dispatch: Dispatch = LOSSLESS,
 ) -> tuple[Float[Array, 'B T D'], Trace]:
   """Every layer over whole sequences, no cache. segment: document of each token, 0 = padding.
 
-  The trace costs memory only if it is used.
+  dispatch: how tokens reach their experts on a mesh. The trace costs memory only if it is used.
   """
   angle = rope_angles(cfg, positions)
 
@@ -126,7 +131,7 @@ def forward(
   def step(x, inputs):
     p, layer = inputs
     experts = Experts.of_layer(p['moe']['experts']) if cfg.num_experts else None
-    hidden, routing, _ = _layer(p, cfg, x, angle, attend, experts)
+    hidden, routing, _ = _layer(p, cfg, x, angle, attend, experts, dispatch)
     x = deepstack.add(hidden, layer) if deepstack is not None else hidden
     return x, Trace(hidden, routing)
 

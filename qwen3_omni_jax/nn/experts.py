@@ -67,23 +67,27 @@ def experts_form(tokens: int, active: int, number: int) -> str:
 
 
 def run_experts(
-  rows: Float[Array, 'M D'], expert: Int[Array, ' M'], experts: Experts, form: str | None = None
+  rows: Float[Array, 'M D'], expert: Int[Array, ' M'], experts: Experts, form: str | None = None, expected: int | None = None
 ) -> Float[Array, 'M D']:
-  """Each row through its expert. expert: in ascending order. form: of GROUPED; None: the platform's."""
+  """Each row through its expert. expert: in ascending order. form: of GROUPED; None: the platform's.
+
+  expected: about how many rows have an expert here; None for all of them. It decides nothing but speed.
+  """
   if form is None:
     form = 'blocked' if platform() == 'cpu' else 'ragged'
-  return GROUPED[form](rows, expert, experts)
+  return GROUPED[form](rows, expert, experts, len(rows) if expected is None else expected)
 
 
-def _ragged(rows, expert, experts: Experts):
+def _ragged(rows, expert, experts: Experts, expected: int):
   """Three grouped matmuls."""
+  del expected
   sizes = jnp.bincount(expert, length=experts.number).astype(jnp.int32)
   p = leaf_map(lambda w: w.astype(rows.dtype), experts.all())
   hidden = jax.nn.silu(jax.lax.ragged_dot(rows, p['gate'], sizes)) * jax.lax.ragged_dot(rows, p['up'], sizes)
   return jax.lax.ragged_dot(hidden, p['down'], sizes)
 
 
-def _blocked(rows, expert, experts: Experts):
+def _blocked(rows, expert, experts: Experts, expected: int):
   """The first rows of every expert in one batched matmul, the rest in blocks of one expert each.
 
   A batched matmul is twice as fast as the same rows block by block, but how many rows each expert has in it is static.
@@ -92,9 +96,9 @@ def _blocked(rows, expert, experts: Experts):
   sizes = jnp.bincount(expert, length=number).astype(jnp.int32)
   first = jnp.concatenate([jnp.cumsum(sizes) - sizes, jnp.array([M], jnp.int32)])
   slot = jnp.arange(M) - first[expert]  # of a row among its expert's; negative where there is no expert
-  together = _rows_together(M, number)
+  together = _rows_together(expected, number)
   rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])  # row M is what padding reads
-  y = _in_blocks(rows, expert, slot - together, jnp.maximum(sizes - together, 0), experts)
+  y = _in_blocks(rows, expert, slot - together, jnp.maximum(sizes - together, 0), experts, expected)
   if together:
     y = jnp.where((slot < together)[:, None], _together(rows, expert, slot, together, experts), y)
   return y
@@ -115,14 +119,14 @@ def _together(rows, expert, slot, together: int, experts: Experts):
   return y.reshape(total, -1)[jnp.minimum(place, total - 1)]
 
 
-def _in_blocks(rows, expert, slot, sizes: Int[Array, ' E'], experts: Experts):
+def _in_blocks(rows, expert, slot, sizes: Int[Array, ' E'], experts: Experts, expected: int):
   """Results of the rows whose slot is not negative; those of the others mean nothing. sizes: how many each expert has.
 
   Each expert's rows are padded to whole blocks. The number of blocks is static: all rows fill at most M/block whole
   ones, and each expert adds at most one more.
   """
   M, number = len(rows) - 1, experts.number
-  block = min(32, max(8, 1 << (M // number).bit_length()))
+  block = min(32, max(8, 1 << (expected // number).bit_length()))
   blocks = -(-M // block) + min(number, M)
   blocks_of = -(-sizes // block)
   last = jnp.cumsum(blocks_of)

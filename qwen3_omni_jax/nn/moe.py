@@ -1,7 +1,7 @@
 """Dropless mixture of experts: route each token to its top experts, multiply, combine. No token is ever dropped.
 
 One routing function; several forms of the same expert computation (nn/experts.py), which all agree with the dense form; on a
-mesh whose `expert` axis is more than 1, tokens reach their experts as nn/expert_parallel.py says.
+mesh, tokens reach their experts as nn/expert_parallel.py says.
 """
 
 import functools
@@ -10,7 +10,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from ..shapes import Array, Float, Int, Params
+from ..shapes import Array, Bool, Float, Int, Params
+from ..sharding import current_mesh
+from .expert_parallel import LOSSLESS, Dispatch, expert_parallel
 from .experts import GROUPED, Experts, experts_form, run_experts
 from .layers import swiglu, swiglu_spec
 from .params import Param, Spec
@@ -33,11 +35,15 @@ def moe_spec(width: int, ffn: int, experts: int, shared_ffn: int = 0) -> Spec:
 
 @flax.struct.dataclass
 class Routing:
-  """Where each token goes. weights are in the activation dtype; probs (float32, over all experts) feed the balance loss."""
+  """Where each token goes. weights are in the activation dtype; probs (float32, over all experts) feed the balance loss.
+
+  lost: pairs of token and expert that a bounded buffer had no room for (see expert_parallel); None before they were sent.
+  """
 
   experts: Int[Array, '*b A']
   weights: Float[Array, '*b A']
   probs: Float[Array, '*b E']
+  lost: Int[Array, ''] | None = None
 
 
 def route(x: Float[Array, '*b D'], router: Float[Array, 'D E'], active: int, normalise: bool) -> Routing:
@@ -51,17 +57,39 @@ def route(x: Float[Array, '*b D'], router: Float[Array, 'D E'], active: int, nor
   return Routing(experts, weights.astype(x.dtype), probs)
 
 
+def expert_load(routing: Routing, keep: Bool[Array, '*b'] | None = None) -> Float[Array, ' E']:
+  """Share of the pairs that each expert gets (balanced: 1 / E each), over the tokens to keep; a metric of training."""
+  number = routing.probs.shape[-1]
+  weight = jnp.ones(routing.experts.shape, jnp.float32) if keep is None else keep[..., None].astype(jnp.float32)
+  weight = jnp.broadcast_to(weight, routing.experts.shape)
+  counts = jnp.zeros(number).at[routing.experts.reshape(-1)].add(weight.reshape(-1))
+  return counts / jnp.maximum(counts.sum(), 1)
+
+
 def moe(
-  x: Float[Array, 'B T D'], p: Params, experts: Experts, active: int, normalise: bool, form: str | None = None
+  x: Float[Array, 'B T D'],
+  p: Params,
+  experts: Experts,
+  active: int,
+  normalise: bool,
+  *,
+  form: str | None = None,
+  dispatch: Dispatch = LOSSLESS,
 ) -> tuple[Float[Array, 'B T D'], Routing]:
   """Sum of the active experts' outputs, weighted; plus the gated shared expert where there is one.
 
-  p: router and, for the Talker, shared and shared_gate. form: of FORMS; None: the best for this size and platform.
+  p: router and, for the Talker, shared and shared_gate. form: of FORMS, on one device; None: the best for this size and
+  platform. dispatch: how tokens reach their experts on a mesh.
   """
   routing = route(x, p['router'], active, normalise)
-  flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), routing)
-  form = form or experts_form(*flat.experts.shape, experts.number)
-  y = FORMS[form](x.reshape(-1, x.shape[-1]), flat, experts).reshape(x.shape)
+  mesh = current_mesh()
+  if mesh is not None:
+    y, lost = expert_parallel(x, routing, experts, mesh, dispatch)
+  else:
+    flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), routing)
+    form = form or experts_form(*flat.experts.shape, experts.number)
+    y, lost = FORMS[form](x.reshape(-1, x.shape[-1]), flat, experts).reshape(x.shape), jnp.int32(0)
+  routing = routing.replace(lost=lost)
   if 'shared' in p:
     gate = jax.nn.sigmoid(jnp.einsum('...D,D->...', x, p['shared_gate'].astype(x.dtype)))
     y = y + gate[..., None] * swiglu(x, p['shared'])

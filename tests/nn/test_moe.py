@@ -31,7 +31,7 @@ def test_forms_equal_dense_forward_and_backward(params, form, kind, tokens):
   x = skewed(jax.random.normal(jax.random.key(1), (tokens, D)), params['router'], kind)
 
   def loss(x, params, form):
-    return jnp.sum(jnp.sin(moe(x, params, Experts.of_layer(params['experts']), A, True, form)[0]))
+    return jnp.sum(jnp.sin(moe(x, params, Experts.of_layer(params['experts']), A, True, form=form)[0]))
 
   value, grads = jax.value_and_grad(loss, (0, 1))(x, params, form)
   expected, expected_grads = jax.value_and_grad(loss, (0, 1))(x, params, 'dense')

@@ -1,0 +1,185 @@
+"""Experts shared out over the `expert` axis of a mesh: how tokens reach them and come back. Forward and backward.
+
+Every device holds E / n experts of each layer. Its rows are either its own (then pairs of token and expert travel) or the
+same as those of its whole expert group (a few rows being decoded: then each device does its experts' part, and the parts are
+summed). Ways to travel, of which `Dispatch.way` names one:
+
+    ragged    ragged all-to-all: only what is sent crosses the wires (TPU, GPU)
+    padded    all-to-all of equal buffers, the largest that can be needed (everywhere)
+    gathered  all tokens to all devices, partial sums back (all-gather and reduce-scatter; everywhere)
+
+Nothing is dropped unless a bounded buffer is asked for; what then does not fit is counted.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ..shapes import Array, Float, Int, Params
+from ..sharding import batch_axes, length_axis, platform
+from .experts import Experts, run_experts
+
+AXIS = 'expert'
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+  """way: None for the platform's. buffer: rows a device makes room for, as a multiple of the pairs it would get if all were
+  balanced; None for as many as it could ever get. form: of the grouped matmul, see nn.experts."""
+
+  way: str | None = None
+  buffer: float | None = None
+  form: str | None = None
+
+
+LOSSLESS = Dispatch()
+
+
+def expert_parallel(
+  x: Float[Array, 'B T D'], routing, experts: Experts, mesh, dispatch: Dispatch = LOSSLESS
+) -> tuple[Float[Array, 'B T D'], Int[Array, '']]:
+  """The weighted sum over each token's experts, and the number of pairs that did not fit into a bounded buffer.
+
+  routing: nn.moe.Routing of x ('B T A'). mesh: the one in force.
+  Raises ValueError if the experts cannot be shared out evenly or the way is unknown.
+  """
+  shards = mesh.shape[AXIS]
+  if experts.number % shards:
+    raise ValueError(f'{experts.number} experts over expert={shards}: choose a mesh whose expert axis divides them')
+  rows = batch_axes(x.shape[0], mesh)
+  length = length_axis(x.shape[1], mesh)
+  tokens = PartitionSpec(rows or None, length, None)
+  if AXIS not in rows:
+    way = _summed
+  else:
+    name = dispatch.way or ('padded' if platform() == 'cpu' else 'ragged')
+    if name not in WAYS:
+      raise ValueError(f'dispatch {name!r}: expected one of {", ".join(WAYS)}')
+    way = functools.partial(WAYS[name], shards=shards, buffer=dispatch.buffer)
+  everywhere = (*rows, *((length,) if length else ()))
+
+  def local(x, experts_of, weights, experts):
+    flat = lambda a: a.reshape(-1, a.shape[-1])
+    balanced = math.prod(experts_of.shape) // (1 if AXIS in rows else shards)  # pairs for this device if all get as many
+    compute = lambda rows, expert: run_experts(rows, expert, experts, dispatch.form, balanced)
+    y, lost = way(flat(x), flat(experts_of), flat(weights), experts.number, compute)
+    if mesh.shape['tensor'] > 1:
+      y = jax.lax.psum(y, 'tensor')  # each device did a part of the experts' hidden width
+    return y.reshape(x.shape), jax.lax.psum(lost, everywhere) if everywhere else lost
+
+  specs = _expert_specs(experts)
+  run = jax.shard_map(
+    local, in_specs=(tokens, tokens, tokens, specs), out_specs=(tokens, PartitionSpec()), check_vma=False,
+  )  # fmt: skip
+  return run(x, routing.experts, routing.weights, experts)
+
+
+def _expert_specs(experts: Experts) -> Experts:
+  """How the stacks are cut: by expert, and the hidden width over `tensor`. Scales of int8 have size 1 where summed over."""
+
+  def cut(stack: Params, width: int):
+    def spec(w):
+      axes: list[str | None] = [None, AXIS, None, None]
+      axes[width] = 'tensor' if w.shape[width] > 1 else None
+      return PartitionSpec(*axes)
+
+    return jax.tree.map(spec, stack)
+
+  return Experts(cut(experts.gate, 3), cut(experts.up, 3), cut(experts.down, 2), PartitionSpec())
+
+
+Compute = Callable[[Array, Array], Array]  # (rows, their experts here in ascending order) -> results
+
+
+def _grouped(x, expert: Int[Array, ' M'], number: int, compute: Compute):
+  """compute over rows in any order; those of no expert here (`number`) give zeros."""
+  order = jnp.argsort(expert)
+  y = compute(x[order], expert[order])[jnp.argsort(order)]
+  return jnp.where((expert < number)[:, None], y, 0)
+
+
+def _combine(y: Float[Array, 'TA D'], weights: Float[Array, 'T A']):
+  return jnp.einsum('TAD,TA->TD', y.reshape(*weights.shape, -1), weights)
+
+
+def _here(experts_of: Int[Array, 'T A'], number: int) -> Int[Array, ' TA']:
+  """Numbers among this device's experts; `number` for those of other devices."""
+  local = experts_of.reshape(-1) - jax.lax.axis_index(AXIS) * number
+  return jnp.where((local >= 0) & (local < number), local, number)
+
+
+def _summed(x, experts_of, weights, number: int, compute: Compute):
+  """The whole group has the same tokens: everyone adds its experts' part."""
+  active = weights.shape[-1]
+  y = _grouped(jnp.repeat(x, active, axis=0), _here(experts_of, number), number, compute)
+  return jax.lax.psum(_combine(y, weights), AXIS), jnp.int32(0)
+
+
+def _gathered(x, experts_of, weights, number: int, compute: Compute, *, shards: int, buffer: float | None):
+  """All tokens of the group to everyone, and the sums of the parts back."""
+  del shards, buffer  # nothing is ever lost: rows of other devices' experts cost memory, not time
+  x, experts_of, weights = (jax.lax.all_gather(a, AXIS, tiled=True) for a in (x, experts_of, weights))
+  y = _grouped(jnp.repeat(x, weights.shape[-1], axis=0), _here(experts_of, number), number, compute)
+  return jax.lax.psum_scatter(_combine(y, weights), AXIS, tiled=True), jnp.int32(0)
+
+
+def _room(pairs: int, tokens: int, active: int, number: int, shards: int, buffer: float | None) -> int:
+  """Rows that a device makes room for."""
+  largest = shards * tokens * min(active, number)  # a token sends each device no more pairs than that has experts
+  return largest if buffer is None else min(largest, 8 * math.ceil(buffer * pairs / 8))
+
+
+def _padded(x, experts_of, weights, number: int, compute: Compute, *, shards: int, buffer: float | None):
+  """Equal buffers to and from every device. A bounded buffer is divided equally among the senders."""
+  (T, A), pairs = weights.shape, experts_of.size
+  room = -(-_room(pairs, T, A, number, shards, buffer) // shards)
+  expert = experts_of.reshape(-1)
+  order = jnp.argsort(expert)
+  target = expert[order] // number
+  sent = jnp.bincount(target, length=shards)
+  slot = jnp.arange(pairs) - (jnp.cumsum(sent) - sent)[target]
+  place = jnp.where(slot < room, target * room + slot, shards * room)
+  put = lambda fill, values: jnp.full((shards * room, *values.shape[1:]), fill, values.dtype).at[place].set(values, mode='drop')
+  exchange = lambda a: jax.lax.all_to_all(a.reshape(shards, room, *a.shape[1:]), AXIS, 0, 0).reshape(a.shape)
+  arrived = exchange(put(0, x[order // A]))
+  local = exchange(put(number, expert[order] % number))
+  back = exchange(_grouped(arrived, local, number, compute))
+  y = jnp.where((slot < room)[:, None], back[jnp.minimum(place, shards * room - 1)], 0)
+  return _combine(y[jnp.argsort(order)], weights), (slot >= room).sum()
+
+
+def _ragged(x, experts_of, weights, number: int, compute: Compute, *, shards: int, buffer: float | None):
+  """Just what is sent. Receivers fill up in the order of senders; what is past a bounded buffer stays behind."""
+  (T, A), pairs = weights.shape, experts_of.size
+  room = _room(pairs, T, A, number, shards, buffer)
+  me = jax.lax.axis_index(AXIS)
+  expert = experts_of.reshape(-1)
+  order = jnp.argsort(expert)
+  counts = jnp.bincount(expert, length=shards * number).astype(jnp.int32).reshape(shards, number)
+  counts = jax.lax.all_gather(counts, AXIS)  # pairs by (sender, receiver, expert there)
+  by_sender = counts.sum(axis=2)
+  before = jnp.cumsum(by_sender, axis=0) - by_sender  # rows of earlier senders in a receiver's buffer
+  kept = jnp.clip(room - before, 0, by_sender)  # rows by (sender, receiver) that fit
+  start = jnp.minimum(before, room)
+  mine = counts[:, me]
+  mine = jnp.diff(jnp.minimum(jnp.cumsum(mine, axis=1), kept[:, me, None]), axis=1, prepend=0)  # the last experts' rows go first
+  send_from = jnp.cumsum(by_sender[me]) - by_sender[me]
+  arrived = jax.lax.ragged_all_to_all(
+    x[order // A], jnp.zeros((room, x.shape[1]), x.dtype), send_from, kept[me], start[me], kept[:, me], axis_name=AXIS
+  )
+  local = jnp.repeat(jnp.tile(jnp.arange(number), shards), mine.reshape(-1), total_repeat_length=room)
+  local = jnp.where(jnp.arange(room) < kept[:, me].sum(), local, number)
+  y = _grouped(arrived, local, number, compute)
+  returned_at = (jnp.cumsum(by_sender, axis=1) - by_sender)[:, me]  # where each sender keeps what it sent here
+  back = jax.lax.ragged_all_to_all(
+    y, jnp.zeros((pairs, x.shape[1]), x.dtype), start[:, me], kept[:, me], returned_at, kept[me], axis_name=AXIS
+  )
+  return _combine(back[jnp.argsort(order)], weights), (by_sender[me] - kept[me]).sum()
+
+
+WAYS = {'ragged': _ragged, 'padded': _padded, 'gathered': _gathered}
