@@ -5,6 +5,7 @@ rows over the batch axes and by length over `context`. A mesh axis of size 1 cut
 laptop and on a pod; the mesh in force is jax's own (`with jax.set_mesh(mesh):`), there is no other state.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -149,6 +150,20 @@ def current_mesh():
   return None if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual else mesh
 
 
+def follow_params(function):
+  """function(params, ...), run with the mesh in force on which the parameters lie: the computation follows them."""
+
+  @functools.wraps(function)
+  def call(params, *args, **kwargs):
+    sharding = getattr(jax.tree.leaves(params)[0], 'sharding', None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+      return function(params, *args, **kwargs)
+    with jax.set_mesh(sharding.mesh):
+      return function(params, *args, **kwargs)
+
+  return call
+
+
 def batch_axes(rows: int, mesh) -> tuple[str, ...]:
   """The mesh axes over which that many rows are shared out: of BATCH_AXES, in order, as long as they divide the rows.
 
@@ -167,22 +182,26 @@ def length_axis(length: int, mesh) -> str | None:
   return 'context' if mesh.shape['context'] > 1 and length % mesh.shape['context'] == 0 else None
 
 
-def shard_rows(x, sequence: bool = True):
-  """x, 'B T ...' (or 'B ...' if not a sequence), held by rows and by length. Without a mesh, x itself."""
+def shard_rows(x):
+  """x, 'B T ...', held by rows and by length. Without a mesh, x itself."""
   mesh = current_mesh()
   if mesh is None:
     return x
-  cut = [batch_axes(x.shape[0], mesh) or None]
-  if sequence:
-    cut.append(length_axis(x.shape[1], mesh))
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*cut))
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes(x.shape[0], mesh) or None, length_axis(x.shape[1], mesh)))
+
+
+def shard_cache(cache):
+  """A cache of 'L B S ...' arrays, held by rows. Without a mesh, the cache itself."""
+  mesh = current_mesh()
+  if mesh is None:
+    return cache
+  cut = lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(None, batch_axes(x.shape[1], mesh) or None))
+  return jax.tree.map(cut, cache)
 
 
 def platform() -> str:
   """'cpu', 'gpu' or 'tpu': of the mesh in force (also when compiling for devices that are not there), else of jax."""
   mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty and mesh.abstract_device is not None:
-    name = mesh.abstract_device.platform
-  else:
-    name = jax.default_backend()
+  device = None if mesh.empty else mesh.abstract_device
+  name = (device and device.platform) or jax.default_backend()
   return {'cuda': 'gpu', 'rocm': 'gpu'}.get(name, name)

@@ -24,6 +24,7 @@ from ..models.thinker import (
 from ..models.vision_encoder import encode_vision
 from ..nn.cache import KVCache, init_cache
 from ..shapes import Array, Bool, Float, Int, Params
+from ..sharding import follow_params
 from .collate import AudioWindows, Batch, Media, VisualFrames, bucket
 from .sampling import SamplingRows, penalise, sample
 
@@ -50,11 +51,13 @@ class Limits:
   tokens: Int[Array, ' B']
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
 def encode_audio_windows(params: Params, cfg: ThinkerConfig, group: AudioWindows, dtype) -> Float[Array, 'R T D']:
   return encode_audio(params, cfg.audio, group.mel.astype(dtype), group.frames, group.conv_frames)
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
 def encode_visual_frames(params: Params, cfg: ThinkerConfig, group: VisualFrames, dtype):
   return encode_vision(
@@ -77,6 +80,7 @@ def encode_media(params: Params, cfg: ThinkerConfig, media: Media, dtype=jnp.flo
   return Features(padded(features.audio, 0), padded(features.visual, 0), padded(features.deepstack, 1))
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype', 'slots', 'outputs', 'penalised', 'tap_layer'))
 def prefill(
   params: Params,
@@ -115,6 +119,7 @@ def prefill(
   return _choose(params, state, last, sampling, limits), out
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype', 'tap_layer'), donate_argnames=('cache',))
 def extend_prompt(
   params: Params,
@@ -132,6 +137,7 @@ def extend_prompt(
   return jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)[:, 0], out.tap, cache
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('outputs',), donate_argnames=('cache',))
 def begin_decode(
   params: Params,
@@ -195,6 +201,7 @@ def step(
   return _choose(params, state, out.hidden[:, 0], sampling, limits), out
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state',))
 def decode(
   params: Params, cfg: ThinkerConfig, state: State, sampling: SamplingRows, limits: Limits, steps: Int[Array, ''],
@@ -216,6 +223,7 @@ def decode(
 SCORE_BLOCK = 512  # tokens whose logits over the whole vocabulary exist at once
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
 def score(
   params: Params, cfg: ThinkerConfig, tokens: ThinkerTokens, features: Features, dtype=jnp.float32

@@ -10,12 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ..config import OmniConfig, load_config
 from ..media.inputs import ModelInputs
 from ..media.processor import Processor
 from ..media.text import StreamDecoder
+from ..models.omni import omni_spec
 from ..shapes import Params
+from ..sharding import make_mesh, mesh_shape, param_shardings
 from ..weights.load import load_params
 from . import decode
 from . import speech as device
@@ -76,12 +79,14 @@ class Omni:
     dtype: str = 'bfloat16',
     speech: bool = True,
     media_root: str | pathlib.Path | None = None,
+    mesh: Mesh | str | None = None,
   ) -> 'Omni':
     """Loads a checkpoint folder: published Hugging Face layout or converted.
 
     dtype: of weights and activations, 'bfloat16' or 'float32'. speech: load the Talker, code predictor and Code2Wav too, if the
-    checkpoint has them. media_root: if given, media paths in conversations must lie inside it. Raises ValueError listing
-    everything missing, unknown or mis-shaped.
+    checkpoint has them. media_root: if given, media paths in conversations must lie inside it. mesh: of the devices to load
+    onto, or how to make one of all there are: a strategy ('serve') or sizes ('data=2,expert=4'); None: one device. Raises
+    ValueError listing everything missing, unknown or mis-shaped, or that the mesh cannot cut.
     """
     if dtype not in ('bfloat16', 'float32'):
       raise ValueError(f"dtype '{dtype}': expected 'bfloat16' or 'float32'")
@@ -92,7 +97,11 @@ class Omni:
     parts = ('audio', 'vision', 'thinker')
     if speech and cfg.talker is not None:
       parts += ('talker', 'code_predictor', 'code2wav')
-    params = load_params(folder, cfg, dtype=dtype, parts=parts)
+    if isinstance(mesh, str):
+      mesh = make_mesh(mesh_shape(mesh, jax.device_count()))
+    spec = omni_spec(cfg)
+    shardings = None if mesh is None else param_shardings({part: spec[part] for part in parts}, mesh)
+    params = load_params(folder, cfg, dtype=dtype, parts=parts, shardings=shardings)
     return cls(cfg, jax.tree.map(jnp.asarray, params), processor, defaults, dtype, voice)
 
   @functools.cached_property

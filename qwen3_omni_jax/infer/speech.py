@@ -27,6 +27,7 @@ from ..models.talker import (
 from ..models.thinker import embed_tokens
 from ..nn.cache import KVCache, init_cache
 from ..shapes import Array, Bool, Float, Int, Params
+from ..sharding import follow_params
 from .sampling import SamplingRows, penalise, sample
 from .talker_inputs import TalkerInputs, reply_track, thinker_rows
 
@@ -70,6 +71,7 @@ class SpeechState:
   repeats: Int[Array, 'B P']  # frames for which code 0 has equalled the one p + 1 frames before
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'slots', 'frames'))
 def begin_speech(
   params: Params,
@@ -158,6 +160,7 @@ def _frame(
   return _draw_code0(params, cfg, state, live, draws)
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg',), donate_argnames=('state',))
 def speak(
   params: Params,
@@ -196,12 +199,14 @@ def _guard(state: SpeechState, text: TextTrack, text_done: Bool[Array, ' B'], li
   return jnp.where(state.reason == RUNNING, why, state.reason).astype(jnp.int32)
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('dtype',))
 def ready_predictor(params: Params, dtype) -> Predictor:
   """The code predictor's weights as the loop reads them; made once per loaded checkpoint."""
   return prepare_predictor(params, dtype)
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
 def whole_text(
   params: Params, cfg: OmniConfig, reply: Int[Array, 'B K'], count: Int[Array, ' B'], dtype=jnp.float32
@@ -210,6 +215,7 @@ def whole_text(
   return reply_track(params, cfg, reply, count, dtype)
 
 
+@follow_params
 @functools.partial(jax.jit, donate_argnames=('text',))
 def add_text(params: Params, text: TextTrack, token: Int[Array, ' B'], count: Int[Array, ' B']) -> TextTrack:
   """text with each row's newest token (its number is count - 1) put in, where count has grown."""
@@ -222,11 +228,13 @@ def add_text(params: Params, text: TextTrack, token: Int[Array, ' B'], count: In
 WAVE_CHUNK = 100  # frames decoded at a time where the whole is at hand; bounds memory
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
 def decode_wave(params: Params, cfg: OmniConfig, codes: Int[Array, 'B F Q'], dtype=jnp.float32) -> Float[Array, 'B W']:
   return code2wav(params['code2wav'], cfg.code2wav, codes, dtype=dtype, chunk=WAVE_CHUNK)
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
 def decode_wave_like_reference(
   params: Params, cfg: OmniConfig, codes: Int[Array, 'B F Q'], dtype=jnp.float32
@@ -234,6 +242,7 @@ def decode_wave_like_reference(
   return chunked_decode(params['code2wav'], cfg.code2wav, codes, dtype=dtype)
 
 
+@follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state',))
 def decode_wave_chunk(
   params: Params, cfg: OmniConfig, codes: Int[Array, 'B F Q'], state: Code2WavState, dtype=jnp.float32

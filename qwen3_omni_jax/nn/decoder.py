@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ..config import TextConfig
 from ..shapes import Array, Float, Int, Params
-from ..sharding import shard_rows
+from ..sharding import shard_cache, shard_rows
 from . import rope
 from .attention import attention
 from .cache import KVCache
@@ -202,6 +202,7 @@ def _run_cached(layers, cfg, x, positions, cache, attend, deepstack, tap_layer):
   experts_stack = layers['moe']['experts'] if cfg.num_experts else None
   if cfg.num_experts:
     layers = {**layers, 'moe': {name: w for name, w in layers['moe'].items() if name != 'experts'}}
+  cache = shard_cache(cache)
   tap = None if tap_layer is None else x
 
   def step(carry, inputs):
@@ -215,4 +216,4 @@ def _run_cached(layers, cfg, x, positions, cache, attend, deepstack, tap_layer):
     return (x, cache, tap), None
 
   (x, cache, tap), _ = jax.lax.scan(step, (x, cache, tap), (layers, jnp.arange(cfg.num_hidden_layers)))
-  return x, cache, tap
+  return x, shard_cache(cache), tap
