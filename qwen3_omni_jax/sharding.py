@@ -120,7 +120,7 @@ def partition(axes: Sequence[str], mesh: Mesh) -> PartitionSpec:
   return PartitionSpec(*chosen)
 
 
-def param_shardings(spec: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+def param_shardings(spec: Mapping[str, Any], mesh: Mesh) -> Any:
   """A NamedSharding for every parameter of a spec (nested dict of nn.params.Param), in the same tree.
 
   Raises ValueError listing every dimension that the mesh does not divide.

@@ -117,8 +117,8 @@ def test_a_step_equals_that_of_one_device(expected, name):
   compared = (True, (True, True), jax.tree.map(lambda g: True, grads), certain)
   ours = jax.device_get(got)
   for part, floor in enumerate(floors):
-    theirs, where = jax.tree.leaves(expected[part]), jax.tree.leaves(compared[part])
-    for (path, a), b, where in zip(jax.tree.leaves_with_path(ours[part]), theirs, where, strict=True):
+    theirs, wheres = jax.tree.leaves(expected[part]), jax.tree.leaves(compared[part])
+    for (path, a), b, where in zip(jax.tree.leaves_with_path(ours[part]), theirs, wheres, strict=True):
       difference = np.abs(a - b).max(where=where, initial=0)
       bound = max(1e-5 * np.abs(b).max(), floor)  # float32 sums in another order
       assert difference <= bound, f'{part}{jax.tree_util.keystr(path)}: {difference:.1e}, allowed {bound:.1e}'
