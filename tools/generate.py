@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
   if args.stream and (args.json or args.reference_exact):
     raise ValueError('--stream goes with neither --json nor --reference-exact: they need the whole reply')
   root = args.media_root or (pathlib.Path(args.input).parent if args.input else None)
-  omni = Omni.load(args.model, dtype=args.dtype, media_root=root, speech=bool(args.speech))
+  omni = Omni.load(args.model, mesh=args.mesh, dtype=args.dtype, media_root=root, speech=bool(args.speech))
   names = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed')
   settings = {name: getattr(args, name) for name in names} | prompt
   if args.speech:

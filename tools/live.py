@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
   from .generate import wave_writer
 
   wave = None if args.source == '-' else load_audio(args.source)
-  omni = Omni.load(args.model, dtype=args.dtype)
+  omni = Omni.load(args.model, mesh=args.mesh, dtype=args.dtype)
   spoken = omni.cfg.talker is not None
   settings = dict(speech=spoken, seed=args.seed, max_new_tokens=args.max_new_tokens)
   if spoken:

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
   messages, extra = read_conversation(args.input)
   from ..infer.omni import Omni
 
-  omni = Omni.load(args.model, dtype=args.dtype, speech=False, media_root=args.media_root or pathlib.Path(args.input).parent)
+  omni = Omni.load(args.model, mesh=args.mesh, dtype=args.dtype, speech=False, media_root=args.media_root or pathlib.Path(args.input).parent)
   score = omni.score([messages], **prompt_options(args), **extra)[0]
   if args.json:
     print(json.dumps(score.to_json(), ensure_ascii=False))
