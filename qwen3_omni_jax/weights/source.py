@@ -39,9 +39,14 @@ class View:
   def dtype(self) -> np.dtype:
     return self.shard.dtype(self.name)
 
-  def read(self) -> np.ndarray:
-    """The values; only this part's bytes are read."""
-    return self.shard.read(self.name, self.part)
+  def read(self, rows: slice | None = None) -> np.ndarray:
+    """The values, or some rows of the first axis; only their bytes are read."""
+    if rows is None:
+      return self.shard.read(self.name, self.part)
+    *outer, last = self.part or (None,)
+    if isinstance(last, slice):
+      return self.shard.read(self.name, (*outer, slice(last.start + rows.start, last.start + rows.stop)))
+    return self.shard.read(self.name, (*self.part, rows))
 
 
 def open_published(folder: pathlib.Path, cfg: OmniConfig) -> dict[str, View]:

@@ -202,11 +202,13 @@ class Arrays:
         damaged.append(f'{path}: {_first_line(error)}')
     report(f'{folder / PARAMS}: not the checkpoint that {MANIFEST} describes; convert again', damaged=damaged)
 
-  def read(self, path: str, index: tuple[slice, ...], dtype: np.dtype | None = None) -> np.ndarray:
-    """A part of an array, by slices of its full shape; converted to dtype on the way."""
-    array = self._arrays[path]
+  def dtype(self, path: str) -> np.dtype:
+    return np.dtype(self._arrays[path].dtype.numpy_dtype)
+
+  def read(self, path: str, index: tuple[int | slice, ...]) -> np.ndarray:
+    """A part of an array; only the chunks that it touches are read."""
     try:
-      return (array if dtype is None else ts.cast(array, dtype))[index].read().result()
+      return self._arrays[path][index].read().result()
     except _DAMAGED as error:
       raise ValueError(f'{self.folder}: {path} is damaged ({_first_line(error)}); convert again') from error
 

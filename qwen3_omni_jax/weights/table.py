@@ -232,6 +232,23 @@ class Tensor:
     theirs, ours = self.row.layout.split(' -> ')
     return einops.rearrange(array, f'{ours} -> {theirs}', **dict(self.sizes))
 
+  def part(self, inner: tuple[slice, ...]) -> tuple[slice, 'Tensor', tuple[slice, ...]]:
+    """What to read for a part of our array, given by a slice per axis (the stacked ones left out).
+
+    Returns rows of the published tensor's first axis (the smallest contiguous range with all of the part), the tensor that
+    these rows are by themselves, and the slices of it, in our layout, that make up the part.
+    """
+    theirs, ours = (_dims(side) for side in self.row.layout.split(' -> '))
+    first, *others = re.findall(r'\w+', theirs[0])
+    if first not in ours:
+      return slice(0, self.shape[0]), self, inner
+    axis, sizes = ours.index(first), dict(self.sizes)
+    each = math.prod(sizes[letter] for letter in others)
+    rows = slice(inner[axis].start * each, inner[axis].stop * each)
+    sizes[first] = inner[axis].stop - inner[axis].start
+    alone = dataclasses.replace(self, shape=(rows.stop - rows.start, *self.shape[1:]), sizes=tuple(sizes.items()))
+    return rows, alone, (*inner[:axis], slice(None), *inner[axis + 1 :])
+
 
 @functools.cache
 def published(cfg: OmniConfig) -> dict[str, Tensor]:
