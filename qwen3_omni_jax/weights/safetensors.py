@@ -119,6 +119,18 @@ def _no_duplicates(pairs):
 
 def open_folder(folder: pathlib.Path) -> dict[str, Shard]:
   """{tensor name: the shard that holds it} of a checkpoint folder, with or without an index file."""
+  found, problems = survey_folder(folder)
+  if broken := problems.pop('broken'):
+    raise ValueError('\n'.join(broken))
+  report(f'{folder}: index and shards disagree', **problems)
+  return found
+
+
+def survey_folder(folder: pathlib.Path) -> tuple[dict[str, Shard], dict[str, list[str]]]:
+  """What open_folder gives, as far as it goes, and what is wrong by kind: broken (shards), repeated, misplaced, lost.
+
+  Raises ValueError only if there are no weights or the index cannot be understood.
+  """
   index = folder / INDEX
   if index.is_file():
     names = _read_index(index)
@@ -128,14 +140,13 @@ def open_folder(folder: pathlib.Path) -> dict[str, Shard]:
       raise ValueError(f'{folder}: no safetensors files; expected {INDEX} with its shards, or model.safetensors')
     names = None
   shards: dict[str, Shard] = {}
-  broken = []
+  broken, absent = [], set()
   for file in sorted(set(names.values())) if names else [f.name for f in files]:
     try:
       shards[file] = Shard(folder / file)
     except ValueError as error:
       broken.append(str(error))
-  if broken:
-    raise ValueError('\n'.join(broken))
+      absent.add(file)
   found: dict[str, Shard] = {}
   repeated, misplaced = [], []
   for file, shard in shards.items():
@@ -146,9 +157,8 @@ def open_folder(folder: pathlib.Path) -> dict[str, Shard]:
       if names is not None and names.get(tensor) != file:
         misplaced.append(f'{tensor}: in {file}, but the index says {names.get(tensor, "nothing about it")}')
   lost = [f'{tensor}: the index says {file}, but it is not there' for tensor, file in (names or {}).items()
-          if tensor not in found]  # fmt: skip
-  report(f'{folder}: index and shards disagree', repeated=repeated, misplaced=misplaced, lost=lost)
-  return found
+          if tensor not in found and file not in absent]  # fmt: skip
+  return found, {'broken': broken, 'repeated': repeated, 'misplaced': misplaced, 'lost': lost}
 
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import OmniConfig
 from .names import report
-from .safetensors import Shard, open_folder
+from .safetensors import Shard, open_folder, survey_folder
 from .table import published
 
 FLOATS = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -55,24 +55,36 @@ def open_published(folder: pathlib.Path, cfg: OmniConfig) -> dict[str, View]:
   Raises ValueError with the full list of missing, unknown, repeated and mis-shaped tensors and of those that are not
   floating point (a quantised checkpoint).
   """
-  views, repeated = _views(open_folder(folder))
+  views, problems = _matched(open_folder(folder), cfg)
+  report(f'{folder}: the weights do not match config.json', **problems)
+  return {name: views[name] for name in published(cfg)}
+
+
+def survey(folder: pathlib.Path, cfg: OmniConfig) -> tuple[dict[str, View], dict[str, list[str]]]:
+  """{published name: View} of all there is, known to the config or not, and everything that is wrong, by kind."""
+  found, problems = survey_folder(folder)
+  views, more = _matched(found, cfg)
+  return views, {**problems, **more}
+
+
+def _matched(found: dict[str, Shard], cfg: OmniConfig) -> tuple[dict[str, View], dict[str, list[str]]]:
+  """Every tensor under its published name, and the mismatches with the config by kind."""
+  views, repeated = _views(found)
   wanted = published(cfg)
   if cfg.talker is None:  # a folder may hold more parts than its config turns on
     views = {name: view for name, view in views.items() if not name.startswith(('talker.', 'code2wav.'))}
   matched = [(name, views[name], tensor) for name, tensor in wanted.items() if name in views]
-  report(
-    f'{folder}: the weights do not match config.json',
-    missing=[name for name in wanted if name not in views],
-    unknown=[name for name in views if name not in wanted],
-    present_twice=repeated,
-    of_another_shape=[
+  return views, {
+    'missing': [name for name in wanted if name not in views],
+    'unknown': [name for name in views if name not in wanted],
+    'present_twice': repeated,
+    'of_another_shape': [
       f'{name}: found {list(view.shape)}, expected {list(tensor.shape)}'
       for name, view, tensor in matched
       if view.shape != tensor.shape
     ],
-    not_floating_point=[f'{name}: {view.dtype}' for name, view, _ in matched if view.dtype not in FLOATS],
-  )
-  return {name: view for name, view, _ in matched}
+    'not_floating_point': [f'{name}: {view.dtype}' for name, view, _ in matched if view.dtype not in FLOATS],
+  }
 
 
 def _views(tensors: dict[str, Shard]) -> tuple[dict[str, View], list[str]]:

@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -171,46 +172,69 @@ def _create(folder: pathlib.Path, slots: dict[str, Slot]) -> dict[str, ts.Tensor
 class Arrays:
   """The arrays of a converted folder, opened but not read.
 
-  Raises ValueError if the folder is unfinished or damaged, or does not hold exactly the arrays of `shapes`.
+  Raises ValueError if the folder is unfinished or damaged, or (strict) does not hold exactly the arrays of `shapes`;
+  otherwise those that can be opened are there, and everything that is wrong is in `problems`, by kind.
   """
 
-  def __init__(self, folder: pathlib.Path, shapes: dict[str, tuple[int, ...]]):
+  def __init__(self, folder: pathlib.Path, shapes: dict[str, tuple[int, ...]], *, strict: bool = True):
     self.folder = folder
     found = _read_manifest(folder / MANIFEST)
-    report(
-      f'{folder}: the weights do not match config.json',
-      missing=[path for path in shapes if path not in found],
-      unknown=[path for path in found if path not in shapes],
-      of_another_shape=[
+    self.parts = tuple(dict.fromkeys(path.split('/')[0] for path in found))
+    mismatches = {
+      'missing': [path for path in shapes if path not in found],
+      'unknown': [path for path in found if path not in shapes],
+      'of_another_shape': [
         f'{path}: found {list(found[path])}, expected {list(shape)}'
         for path, shape in shapes.items()
         if path in found and found[path] != shape
       ],
-    )
+    }
+    if strict:
+      report(f'{folder}: the weights do not match config.json', **mismatches)
     base, context = _kvstore((folder / PARAMS).absolute()), ts.Context()
     self._arrays: dict[str, ts.TensorStore] = {}
     damaged = []
-    for path, shape in shapes.items():
+    for path, shape in found.items():
       spec = {
         'driver': 'zarr3', 'kvstore': {**base, 'path': path.replace('/', '.') + '/'}, 'fill_missing_data_reads': False,
       }  # fmt: skip
       try:
-        self._arrays[path] = array = ts.open(spec, open=True, read=True, context=context).result()
-        if tuple(array.shape) != shape:
-          damaged.append(f'{path}: {list(array.shape)} in {PARAMS}, {list(shape)} in {MANIFEST}')
+        array = ts.open(spec, open=True, read=True, context=context).result()
       except _DAMAGED as error:
         damaged.append(f'{path}: {_first_line(error)}')
-    report(f'{folder / PARAMS}: not the checkpoint that {MANIFEST} describes; convert again', damaged=damaged)
+        continue
+      if tuple(array.shape) != shape:
+        damaged.append(f'{path}: {list(array.shape)} in {PARAMS}, {list(shape)} in {MANIFEST}')
+      else:
+        self._arrays[path] = array
+    if strict:
+      report(f'{folder / PARAMS}: not the checkpoint that {MANIFEST} describes; convert again', damaged=damaged)
+    self.problems = {**mismatches, 'damaged': damaged}
+
+  def paths(self) -> tuple[str, ...]:
+    """Of the arrays that could be opened."""
+    return tuple(self._arrays)
+
+  def shape(self, path: str) -> tuple[int, ...]:
+    return tuple(self._arrays[path].shape)
 
   def dtype(self, path: str) -> np.dtype:
     return np.dtype(self._arrays[path].dtype.numpy_dtype)
 
-  def read(self, path: str, index: tuple[int | slice, ...]) -> np.ndarray:
-    """A part of an array; only the chunks that it touches are read."""
+  def read(self, path: str, index: tuple[slice | int, ...], dtype: np.dtype | None = None) -> np.ndarray:
+    """A part of an array, by indices and slices of its full shape; converted to dtype on the way."""
+    array = self._arrays[path]
     try:
-      return self._arrays[path][index].read().result()
+      return (array if dtype is None else ts.cast(array, dtype))[index].read().result()
     except _DAMAGED as error:
       raise ValueError(f'{self.folder}: {path} is damaged ({_first_line(error)}); convert again') from error
+
+  def pieces(self, path: str, index: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, rows) of each chunk of what lies at `index` of the stacked axes, in order."""
+    layout: Any = self._arrays[path].chunk_layout
+    rows, step = self.shape(path)[len(index)], layout.read_chunk.shape[len(index)]
+    for start in range(0, rows, step):
+      yield start, self.read(path, (*index, slice(start, min(start + step, rows))))
 
 
 def _read_manifest(file: pathlib.Path) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,105 @@
+"""A checkpoint folder of either kind, seen as published tensors: each is read alone, in the published layout."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from ..config import OmniConfig, load_config
+from ..models.omni import omni_spec
+from ..nn.params import leaves
+from . import store
+from .names import Problems, report
+from .source import View, survey
+from .table import Tensor, copy_into, published
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """A published tensor inside a converted folder: one index of a stacked array."""
+
+  arrays: store.Arrays
+  tensor: Tensor
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.tensor.shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.arrays.dtype(self.tensor.row.ours)
+
+  def read(self) -> np.ndarray:
+    """The values; only this tensor's chunks are read, one after the other, so that a large one is not held twice."""
+    out = np.empty(self.shape, self.dtype)
+    ours = self.tensor.to_ours(out)
+    assert np.shares_memory(ours, out) or not out.size, f'{self.tensor.row.layout} must be a view'
+    for start, piece in self.arrays.pieces(self.tensor.row.ours, self.tensor.index):
+      copy_into(ours[start : start + len(piece)], piece)
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """What a folder holds. kind: 'published' or 'converted'."""
+
+  folder: pathlib.Path
+  kind: str
+  cfg: OmniConfig
+  tensors: dict[str, View | Piece]  # by published name, in the table's order
+  unknown: dict[str, View]  # what the config does not ask for
+  missing: tuple[str, ...]  # published names of the parts it should hold
+  parts: tuple[str, ...]  # top-level parts of the parameter tree: all, or those it was converted with
+  problems: Problems  # {kind: names}, as names.report takes them; empty where the folder matches its config
+
+  def names(self) -> tuple[str, ...]:
+    return tuple(self.tensors)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    return self.tensors[name].shape
+
+  def dtype(self, name: str) -> np.dtype:
+    return self.tensors[name].dtype
+
+  def read(self, name: str) -> np.ndarray:
+    """The tensor in the published layout; nothing else is read. Raises ValueError if it is damaged."""
+    return self.tensors[name].read()
+
+
+def open_checkpoint(folder: str | pathlib.Path, *, strict: bool = True) -> Opened:
+  """Opens a folder of either kind. No weights are read.
+
+  strict: raises ValueError with every mismatch between the weights and config.json; otherwise they are in `problems`
+  and what can be opened is. A folder without a valid config.json, or without any weights, is an error in both.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise ValueError(f'{folder}: no such folder; expected a checkpoint')
+  cfg = load_config(folder)
+  opened = (_converted if store.is_converted(folder) else _published)(folder, cfg)
+  if strict:
+    report(f'{folder}: the weights do not match config.json', **opened.problems)
+  return opened
+
+
+def part_of(tensor: Tensor) -> str:
+  return tensor.row.ours.split('/')[0]
+
+
+def _published(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
+  views, problems = survey(folder, cfg)
+  wanted = published(cfg)
+  tensors: dict[str, View | Piece] = {name: views[name] for name in wanted if name in views}
+  unknown = {name: view for name, view in views.items() if name not in wanted}
+  missing = tuple(name for name in wanted if name not in views)
+  return Opened(folder, 'published', cfg, tensors, unknown, missing, tuple(omni_spec(cfg)), problems)
+
+
+def _converted(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
+  shapes = {path: param.shape for path, param in leaves(omni_spec(cfg))}
+  arrays = store.Arrays(folder, shapes, strict=False)
+  wanted = {name: tensor for name, tensor in published(cfg).items() if part_of(tensor) in arrays.parts}
+  usable = {path for path in arrays.paths() if path in shapes and arrays.shape(path) == shapes[path]}
+  tensors: dict[str, View | Piece] = {name: Piece(arrays, t) for name, t in wanted.items() if t.row.ours in usable}
+  missing = tuple(name for name in wanted if name not in tensors)
+  return Opened(folder, 'converted', cfg, tensors, {}, missing, arrays.parts, arrays.problems)
