@@ -6,6 +6,8 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+  from .compare_weights import add_directions  # here, so that this file also runs as a script
+
   directions = parser.add_subparsers(dest='direction', required=True, metavar='DIRECTION')
   to_jax = directions.add_parser('to-jax', help='published layout to a converted folder')
   to_jax.add_argument('--from', dest='source', required=True, metavar='HF_DIR', help='folder in the published layout')
@@ -14,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--dtype', choices=('bfloat16', 'float16', 'float32'), help='store the weights as this (default: as they are)'
   )
   to_jax.set_defaults(action=_to_jax)
+  add_directions(directions)
 
 
 def run(args: argparse.Namespace) -> int:
