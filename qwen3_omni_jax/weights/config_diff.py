@@ -39,9 +39,7 @@ def changes(a: OmniConfig, b: OmniConfig) -> list[Change]:
 
 
 def ignored_changes(a: pathlib.Path, b: pathlib.Path) -> list[Change]:
-  """The fields that differ between two config.json and have no effect here, values as they are written.
-
-  Both have been parsed before, so that every key is known."""
+  """The fields that differ between two valid config.json and have no effect here, values as they are written."""
   return _differing(_ignored(_read(a)), _ignored(_read(b)))
 
 
@@ -85,8 +83,8 @@ def _ignored(data: dict[str, Any]) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(_SECTIONS[where])}
     for key, value in node.items():
       inside = f'{where}{key}.'
-      if inside in _SECTIONS:
-        walk(value or {}, inside)
+      if inside in _SECTIONS and isinstance(value, dict):
+        walk(value, inside)
       elif key not in known and key not in _SPELLINGS:
         out[where + key] = value
 
