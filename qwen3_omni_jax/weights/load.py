@@ -21,6 +21,7 @@ from ..shapes import Params
 from . import store
 from .source import open_published, stored_dtypes
 from .table import copy_into, published
+from .work import refuse_unfinished
 
 DTYPES = {'bfloat16': np.dtype(ml_dtypes.bfloat16), 'float16': np.dtype(np.float16), 'float32': np.dtype(np.float32)}
 WORKERS = 4  # tensors read at once, so that waiting for the disk and copying overlap
@@ -48,6 +49,7 @@ def load_params(
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise ValueError(f'{folder}: no such folder; expected a checkpoint')
+  refuse_unfinished(folder)
   cfg = cfg or load_config(folder)
   spec = omni_spec(cfg)
   for part in parts or ():
@@ -55,6 +57,10 @@ def load_params(
       raise ValueError(f'{folder}: this checkpoint has no {part}; it has {", ".join(spec)}')
   wanted = as_dtype(dtype)
   read, dtypes = (_converted if store.is_converted(folder) else _published)(folder, cfg)
+  held = {store.part_of(path) for path in dtypes}
+  if lacking := [part for part in parts or spec if part not in held]:
+    there = ', '.join(part for part in spec if part in held)
+    raise ValueError(f'{folder}: holds {there} alone, not {", ".join(lacking)}; ask for these parts, or convert the rest')
   stacked = {tensor.row.ours: len(tensor.index) for tensor in published(cfg).values()}
   tree: Params = {}
   with ThreadPoolExecutor(WORKERS) as pool:
@@ -128,4 +134,4 @@ def _published(folder: pathlib.Path, cfg: OmniConfig) -> tuple[Reader, dict[str,
 def _converted(folder: pathlib.Path, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
   shapes = {path: param.shape for path, param in leaves(omni_spec(cfg))}
   arrays = store.Arrays(folder, shapes)
-  return lambda path, index, inner: arrays.read(path, (*index, *inner)), {path: arrays.dtype(path) for path in shapes}
+  return lambda path, index, inner: arrays.read(path, (*index, *inner)), {path: arrays.dtype(path) for path in arrays.paths()}

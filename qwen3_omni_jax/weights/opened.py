@@ -12,6 +12,7 @@ from . import store
 from .names import Problems, report
 from .source import View, survey
 from .table import Tensor, copy_into, published
+from .work import refuse_unfinished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +76,12 @@ def open_checkpoint(folder: str | pathlib.Path, *, strict: bool = True) -> Opene
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise ValueError(f'{folder}: no such folder; expected a checkpoint')
+  refuse_unfinished(folder)
   cfg = load_config(folder)
   opened = (_converted if store.is_converted(folder) else _published)(folder, cfg)
   if strict:
     report(f'{folder}: the weights do not match config.json', **opened.problems)
   return opened
-
-
-def part_of(tensor: Tensor) -> str:
-  return tensor.row.ours.split('/')[0]
 
 
 def _published(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
@@ -98,7 +96,7 @@ def _published(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
 def _converted(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
   shapes = {path: param.shape for path, param in leaves(omni_spec(cfg))}
   arrays = store.Arrays(folder, shapes, strict=False)
-  wanted = {name: tensor for name, tensor in published(cfg).items() if part_of(tensor) in arrays.parts}
+  wanted = {name: tensor for name, tensor in published(cfg).items() if store.part_of(tensor.row.ours) in arrays.parts}
   usable = {path for path in arrays.paths() if path in shapes and arrays.shape(path) == shapes[path]}
   tensors: dict[str, View | Piece] = {name: Piece(arrays, t) for name, t in wanted.items() if t.row.ours in usable}
   missing = tuple(name for name in wanted if name not in tensors)

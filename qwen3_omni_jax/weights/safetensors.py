@@ -25,30 +25,23 @@ _MAX_HEADER = 100 * 2**20  # the format's own limit
 INDEX = 'model.safetensors.index.json'
 
 
-class Shard:
-  """One safetensors file, opened for reading. Raises ValueError naming the file if anything about it is not right."""
+class Header:
+  """What a safetensors file holds and where. Raises ValueError naming the file if anything about it is not right.
 
-  def __init__(self, path: pathlib.Path):
-    self.path = path
-    if not path.is_file():
-      raise ValueError(f'{path}: no such file')
-    size = path.stat().st_size
-    with path.open('rb') as file:
-      start = file.read(8)
-      length = int.from_bytes(start, 'little')
-      if len(start) < 8 or length > min(_MAX_HEADER, size - 8):
-        raise ValueError(f'{path}: not a safetensors file (its header claims {length} of {size} bytes)')
-      header = file.read(length)
+  raw: the start of the file, up to the data. size: bytes of data.
+  """
+
+  def __init__(self, path: pathlib.Path, raw: bytes):
+    self.path, self.raw = path, raw
     try:
-      entries = json.loads(header, object_pairs_hook=_no_duplicates)
+      entries = json.loads(raw[8:], object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as e:
       raise ValueError(f'{path}: broken safetensors header ({e})') from e
     if not isinstance(entries, dict):
       raise ValueError(f'{path}: broken safetensors header: expected an object, found {type(entries).__name__}')
     entries.pop('__metadata__', None)
-    self._start = 8 + length
     self._entries = {name: self._check(name, entry) for name, entry in entries.items()}
-    self._check_offsets(size - self._start)
+    self.size = self._check_offsets()
 
   def _check(self, name: str, entry) -> tuple[np.dtype, tuple[int, ...], int, int]:
     def fail(what):
@@ -69,17 +62,15 @@ class Shard:
       fail(f'shape {shape} of {dtype} takes {size} bytes, its offsets span {end - begin}')
     return DTYPES[dtype], tuple(shape), begin, end
 
-  def _check_offsets(self, size: int) -> None:
-    """The tensors must tile the data exactly: no gap, no overlap, no end beyond the file."""
+  def _check_offsets(self) -> int:
+    """The tensors must tile the data exactly: no gap, no overlap. Returns where they end."""
     at = 0
     for name, (_, _, begin, end) in sorted(self._entries.items(), key=lambda item: (item[1][2], item[1][3])):
       if begin != at:
         what = 'overlapping or missing data'
         raise ValueError(f'{self.path}: tensor {name[:200]} starts at byte {begin}, expected {at}: {what}')
       at = end
-    if at != size:
-      what = 'truncated or padded'
-      raise ValueError(f'{self.path}: the header describes {at} bytes of data, the file has {size}: {what}')
+    return at
 
   def names(self) -> list[str]:
     return list(self._entries)
@@ -90,19 +81,41 @@ class Shard:
   def dtype(self, name: str) -> np.dtype:
     return self._entries[name][0]
 
+  def start(self, name: str) -> int:
+    """Where the tensor starts in the file."""
+    return len(self.raw) + self._entries[name][2]
+
+
+class Shard(Header):
+  """One safetensors file, opened for reading. Raises ValueError as Header does."""
+
+  def __init__(self, path: pathlib.Path):
+    if not path.is_file():
+      raise ValueError(f'{path}: no such file')
+    size = path.stat().st_size
+    with path.open('rb') as file:
+      start = file.read(8)
+      length = int.from_bytes(start, 'little')
+      if len(start) < 8 or length > min(_MAX_HEADER, size - 8):
+        raise ValueError(f'{path}: not a safetensors file (its header claims {length} of {size} bytes)')
+      super().__init__(path, start + file.read(length))
+    if self.size != size - len(self.raw):
+      what = 'truncated or padded'
+      raise ValueError(f'{path}: the header describes {self.size} bytes of data, the file has {size - len(self.raw)}: {what}')
+
   def read(self, name: str, part: tuple[int | slice, ...] = ()) -> np.ndarray:
     """The tensor, or a part of it: indices into its leading axes, of which the last may be a slice of step 1.
 
     Reads only the bytes of the part. Raises ValueError if the file has become shorter since it was opened.
     """
-    dtype, shape, begin, _ = self._entries[name]
+    dtype, shape, _, _ = self._entries[name]
     first = 0  # element of the tensor
     for i in part:
       rows = range(*i.indices(shape[0])) if isinstance(i, slice) else range(i, i + 1)
       first += rows.start * math.prod(shape[1:])
       shape = (len(rows), *shape[1:]) if isinstance(i, slice) else shape[1:]
     size = math.prod(shape) * dtype.itemsize
-    data = np.fromfile(self.path, np.uint8, size, offset=self._start + begin + first * dtype.itemsize)
+    data = np.fromfile(self.path, np.uint8, size, offset=self.start(name) + first * dtype.itemsize)
     if data.size != size:
       raise ValueError(f'{self.path}: truncated since it was opened; tensor {name} needs {size} bytes, got {data.size}')
     return data.view(dtype).reshape(shape)

@@ -270,23 +270,32 @@ def published(cfg: OmniConfig) -> dict[str, Tensor]:
   return tensors
 
 
-_BLOCK_BYTES = 256 * 2**10  # fits a core's own cache
+_TILE = 128  # elements a side: a tile's rows and columns both stay in a core's own cache
 
 
 def copy_into(out: np.ndarray, value: np.ndarray) -> None:
-  """out[...] = value, for a `value` that may be a transposed view; converts the dtype.
+  """out[...] = value, either of which may be a transposed view; converts the dtype.
 
-  Goes through the source in blocks: written row by row, a transpose of the released sizes misses the cache with every
-  element (250 MB/s where this gives 1,000).
+  Goes through a transpose in tiles: row by row, one of the two sides misses the cache with every element (250 MB/s at
+  the released sizes, where this gives over 1,000).
   """
-  if value.ndim < 2 or value.flags.c_contiguous:
+  if out.dtype == value.dtype:  # numpy copies its own integers faster than a dtype it does not know
+    out, value = (a.view(f'u{a.itemsize}') for a in (out, value))
+  here, there = _fastest(out), _fastest(value)
+  if here == there:
     out[...] = value
     return
-  axis = int(np.argmax(value.strides))  # the source's slowest
-  step = max(1, _BLOCK_BYTES // max(value.strides[axis], 1))
-  for start in range(0, value.shape[axis], step):
-    block = (slice(None),) * axis + (slice(start, start + step),)
-    out[block] = value[block]
+  for i in range(0, out.shape[here], _TILE):
+    for j in range(0, out.shape[there], _TILE):
+      tile: list[slice] = [slice(None)] * out.ndim
+      tile[here], tile[there] = slice(i, i + _TILE), slice(j, j + _TILE)
+      out[tuple(tile)] = value[tuple(tile)]
+
+
+def _fastest(array: np.ndarray) -> int:
+  """The axis along which elements lie closest together."""
+  strides = [abs(stride) if size > 1 else np.inf for stride, size in zip(array.strides, array.shape, strict=True)]
+  return int(np.argmin(strides)) if strides else 0
 
 
 def _dims(side: str) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 
 from qwen3_omni_jax.config import parse_config
 from qwen3_omni_jax.weights.safetensors import write_shards
-from qwen3_omni_jax.weights.store import COMMIT_BYTES
 from qwen3_omni_jax.weights.table import published_shapes
+from qwen3_omni_jax.weights.writer import COMMIT_BYTES
 
 from .folders import odd_dict, write
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qwen3_omni_jax.weights import store
+from qwen3_omni_jax.weights import store, writer
 from qwen3_omni_jax.weights.opened import open_checkpoint
 from qwen3_omni_jax.weights.safetensors import INDEX
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
@@ -34,7 +34,7 @@ def folders(tensors, tmp_path_factory) -> dict[str, pathlib.Path]:
 def test_every_kind_shows_the_same_tensors(folders, tensors, kind, chunk_bytes, monkeypatch, tmp_path):
   folder = folders[kind]
   if kind == 'jax' and chunk_bytes:  # several chunks to a tensor
-    monkeypatch.setattr(store, 'CHUNK_BYTES', chunk_bytes)
+    monkeypatch.setattr(writer, 'CHUNK_BYTES', chunk_bytes)
     convert_to_jax(folders['plain'], folder := tmp_path / 'jax')
   opened = open_checkpoint(folder)
   assert opened.kind == ('converted' if kind == 'jax' else 'published')
