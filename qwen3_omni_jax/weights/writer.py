@@ -104,7 +104,7 @@ class Batch:
 def create(folder: pathlib.Path, slots: dict[str, Slot]) -> None:
   """Empty arrays in a new Orbax checkpoint at folder/params.
 
-  Orbax writes its own metadata for one-element placeholders; each is then replaced by an array of the real shape.
+  Orbax writes its own metadata for one-element placeholders; each then gets its real shape.
   tests/weights/test_store.py restores through Orbax, so that a change of Orbax's layout is noticed.
   """
   from orbax.checkpoint import v1 as ocp
@@ -120,20 +120,15 @@ def create(folder: pathlib.Path, slots: dict[str, Slot]) -> None:
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Orbax warns that it runs outside a distributed job
     ocp.save(root, tree)
-  base = kvstore(root)
-  context = ts.Context()  # one for all: arrays that share it are committed together
-  metadata = ts.KvStore.open(base, context=context).result()
-  for path, slot in slots.items():
-    key = path.replace('/', '.') + '/'
-    meta = json.loads(metadata.read(f'{key}zarr.json').result().value)
-    meta['shape'] = list(slot.shape)
-    meta['chunk_grid']['configuration']['chunk_shape'] = list(slot.chunk)
-    # Not compressed: bf16 weights hardly shrink.
-    meta['codecs'] = [{'name': 'bytes', 'configuration': {'endian': 'little'}}, {'name': 'crc32c'}]
-    spec = {
-      'driver': 'zarr3', 'kvstore': {**base, 'path': key}, 'metadata': meta,
-      'store_data_equal_to_fill_value': True,  # so that an absent chunk is a lost one, never just zeros
-    }  # fmt: skip
-    ts.open(spec, create=True, delete_existing=True, context=context).result()
-
-
+  keys = ts.KvStore.open(kvstore(root)).result()
+  with ts.Transaction() as together:
+    changed = keys.with_transaction(together)
+    for path, slot in slots.items():
+      key = path.replace('/', '.') + '/'
+      metadata = json.loads(keys.read(f'{key}zarr.json').result().value)
+      metadata['shape'] = list(slot.shape)
+      metadata['chunk_grid']['configuration']['chunk_shape'] = list(slot.chunk)
+      # Not compressed: bf16 weights hardly shrink.
+      metadata['codecs'] = [{'name': 'bytes', 'configuration': {'endian': 'little'}}, {'name': 'crc32c'}]
+      changed.delete_range(ts.KvStore.KeyRange(f'{key}c/', f'{key}c0')).result()  # the placeholder's element
+      changed.write(f'{key}zarr.json', json.dumps(metadata)).result()
