@@ -30,13 +30,20 @@ class Piece:
   def dtype(self) -> np.dtype:
     return self.arrays.dtype(self.tensor.row.ours)
 
-  def read(self) -> np.ndarray:
-    """The values; only this tensor's chunks are read, one after the other, so that a large one is not held twice."""
-    out = np.empty(self.shape, self.dtype)
+  def read(self, check: bool = False) -> np.ndarray:
+    """The values; only this tensor's chunks are read, one after the other, so that a large one is not held twice.
+
+    check: raises ValueError if they are not those that the manifest has the checksum of.
+    """
+    out, digest, name = np.empty(self.shape, self.dtype), store.checksum(), self.tensor.name
     ours = self.tensor.to_ours(out)
     assert np.shares_memory(ours, out) or not out.size, f'{self.tensor.row.layout} must be a view'
     for start, piece in self.arrays.pieces(self.tensor.row.ours, self.tensor.index):
+      if check:
+        digest.update(piece.reshape(-1).view(np.uint8))
       copy_into(ours[start : start + len(piece)], piece)
+    if check and digest.hexdigest() != self.arrays.manifest.checksums.get(name):
+      raise ValueError(f'{self.arrays.folder}: {name} is damaged (not the checksum in {store.MANIFEST}); convert again')
     return out
 
 

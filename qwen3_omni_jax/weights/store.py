@@ -24,6 +24,7 @@ from .work import refuse_unfinished
 PARAMS = 'params'
 MANIFEST = 'manifest.json'
 FORMAT, VERSION = 'qwen3_omni_jax', 2
+_TREE_CACHE = 'cache_pool#tree'  # of what finds the chunks: else it is read again for every chunk
 DAMAGED = (ValueError, KeyError, OSError, RuntimeError, NotImplementedError)  # what tensorstore raises
 
 
@@ -65,7 +66,8 @@ class Arrays:
     }
     if strict:
       report(f'{folder}: the weights do not match config.json', **mismatches)
-    base, context = kvstore((folder / PARAMS).absolute()), ts.Context()
+    base, context = kvstore((folder / PARAMS).absolute()), ts.Context({_TREE_CACHE: {'total_bytes_limit': 64 * 2**20}})
+    base['cache_pool'] = _TREE_CACHE
     self._arrays: dict[str, ts.TensorStore] = {}
     damaged = []
     for path, shape in found.items():
@@ -77,8 +79,9 @@ class Arrays:
       except DAMAGED as error:
         damaged.append(f'{path}: {first_line(error)}')
         continue
-      if tuple(array.shape) != shape:
-        damaged.append(f'{path}: {list(array.shape)} in {PARAMS}, {list(shape)} in {MANIFEST}')
+      dtype = self.manifest.arrays[path][1]
+      if (tuple(array.shape), array.dtype.name) != (shape, dtype):
+        damaged.append(f'{path}: {list(array.shape)} {array.dtype.name} in {PARAMS}, {list(shape)} {dtype} in {MANIFEST}')
       else:
         self._arrays[path] = array
     if strict:
@@ -95,11 +98,10 @@ class Arrays:
   def dtype(self, path: str) -> np.dtype:
     return np.dtype(self._arrays[path].dtype.numpy_dtype)
 
-  def read(self, path: str, index: tuple[slice | int, ...], dtype: np.dtype | None = None) -> np.ndarray:
-    """A part of an array, by indices and slices of its full shape; converted to dtype on the way."""
-    array = self._arrays[path]
+  def read(self, path: str, index: tuple[slice | int, ...]) -> np.ndarray:
+    """A part of an array, by indices and slices of its full shape; only the chunks that it touches are read."""
     try:
-      return (array if dtype is None else ts.cast(array, dtype))[index].read().result()
+      return self._arrays[path][index].read().result()
     except DAMAGED as error:
       raise ValueError(f'{self.folder}: {path} is damaged ({first_line(error)}); convert again') from error
 

@@ -6,8 +6,9 @@ import pathlib
 from collections.abc import Iterable
 
 from .names import compress
-from .opened import Opened, Piece, open_checkpoint, part_of
+from .opened import Opened, Piece, open_checkpoint
 from .source import View
+from .store import part_of
 from .table import published
 
 _NAMED = ('captioner', 'thinking')  # variants with the same parts and config
@@ -52,7 +53,7 @@ def summarise(folder: str | pathlib.Path) -> Summary:
   total = Amount()
   everything: dict[str, View | Piece] = {**opened.tensors, **opened.unknown}
   for name, tensor in everything.items():
-    part = part_of(wanted[name]) if name in wanted else 'unknown'
+    part = part_of(wanted[name].row.ours) if name in wanted else 'unknown'
     for amount in (parts.setdefault(part, Amount()), dtypes.setdefault(tensor.dtype.name, Amount()), total):
       amount.add(tensor)
   return Summary(

@@ -118,7 +118,7 @@ def _compare_all(pairs: dict[str, tuple[Tensor, Tensor]]) -> tuple[list[Differen
       values = []
       for tensor in (a, b):
         try:
-          values.append(tensor.read())
+          values.append(tensor.read(check=True) if isinstance(tensor, Piece) else tensor.read())
         except ValueError as error:
           damaged.append(str(error))
       return difference(name, *values) if len(values) == 2 else None
