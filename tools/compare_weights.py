@@ -61,11 +61,15 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-  from ..weights.summary import summarise
+  from ..weights.summary import Unfinished, summarise
 
   summary = summarise(args.folder)
   if args.json:
     _print_json({k: v for k, v in dataclasses.asdict(summary).items() if args.tree or k != 'tree'})
+    return 0
+  if isinstance(summary, Unfinished):
+    print(f'{summary.folder}: unfinished ({summary.conversion}): {summary.finished:,} of {summary.tensors:,} tensors')
+    print('run the same conversion again and it will go on', *(summary.tree if args.tree else ()), sep='\n  ')
     return 0
   print(f'{summary.folder}\n  kind     {summary.kind}: {summary.layout}\n  variant  {summary.variant}')
   print(f'\n  {"part":16}{"tensors":>10}{"parameters":>18}{"GB":>10}')

@@ -10,6 +10,7 @@ from .opened import Opened, Piece, open_checkpoint
 from .source import View
 from .store import part_of
 from .table import published
+from .work import JOURNAL, is_unfinished, read_journal
 
 _NAMED = ('captioner', 'thinking')  # variants with the same parts and config
 
@@ -30,6 +31,20 @@ class Amount:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unfinished:
+  """How far a conversion got, as its journal tells; weights/work.py. tree: the tensors that are finished."""
+
+  folder: str
+  conversion: str
+  parts: list[str]
+  dtype: str | None
+  finished: int
+  tensors: int
+  tree: list[str]
+  complete: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Summary:
   """problems: {kind: names}, empty lists left out; unknown and missing tensors are among them."""
 
@@ -42,10 +57,15 @@ class Summary:
   total: Amount
   problems: dict[str, list[str]]
   tree: list[str]
+  complete: bool = True
 
 
-def summarise(folder: str | pathlib.Path) -> Summary:
-  """Raises ValueError only if the folder is no checkpoint at all, or without a valid config.json."""
+def summarise(folder: str | pathlib.Path) -> Summary | Unfinished:
+  """What a checkpoint folder holds, or how far the conversion in a TARGET.partial got.
+
+  Raises ValueError only if the folder is no checkpoint at all, or without a valid config.json."""
+  if is_unfinished(pathlib.Path(folder)):
+    return _unfinished(pathlib.Path(folder))
   opened = open_checkpoint(folder, strict=False)
   wanted = published(opened.cfg)
   parts: dict[str, Amount] = {part: Amount() for part in opened.parts}
@@ -66,6 +86,20 @@ def summarise(folder: str | pathlib.Path) -> Summary:
     total=total,
     problems={kind: list(names) for kind, names in opened.problems.items() if names},
     tree=compress(f'{name}: {list(tensor.shape)} {tensor.dtype.name}' for name, tensor in everything.items()),
+  )
+
+
+def _unfinished(folder: pathlib.Path) -> Unfinished:
+  identity, finished, _ = read_journal(folder if (folder / JOURNAL).is_file() else folder.parent)
+  said = identity or {}  # nothing, of a conversion that was stopped before its first tensor
+  return Unfinished(
+    folder=str(folder),
+    conversion=said.get('conversion', 'unknown'),
+    parts=said.get('parts', []),
+    dtype=said.get('dtype'),
+    finished=len(finished),
+    tensors=said.get('tensors', 0),
+    tree=compress(finished),
   )
 
 

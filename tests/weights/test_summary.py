@@ -13,8 +13,9 @@ from qwen3_omni_jax.config import load_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.params import count
 from qwen3_omni_jax.weights.config_diff import diff, fields
-from qwen3_omni_jax.weights.summary import summarise
+from qwen3_omni_jax.weights.summary import Unfinished, summarise
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
+from qwen3_omni_jax.weights.work import Work
 
 from .folders import Tensors, fuse, odd_config, odd_dict, random_tensors, write
 
@@ -74,6 +75,24 @@ def test_variants_without_a_talker(tmp_path, name, readme, variant):
   summary = summarise(folder)
   assert summary.variant == variant and summary.layout == 'a tensor per expert, a Thinker saved alone'
   assert tuple(summary.parts) == ('audio', 'vision', 'thinker')
+
+
+def test_an_unfinished_conversion_says_how_far_it_got(tmp_path, capsys):
+  names = [f'thinker.model.layers.{layer}.input_layernorm.weight' for layer in range(5)]
+  identity = {'conversion': 'to-jax', 'dtype': 'float16', 'tensors': 8}
+  with pytest.raises(KeyboardInterrupt), Work(tmp_path / 'jax', identity) as work:
+    work.begin()
+    work.add((name, 'checksum') for name in names)
+    raise KeyboardInterrupt
+  for folder in (tmp_path / 'jax.partial', tmp_path / 'jax.partial' / 'data'):
+    summary = summarise(folder)
+    tree = ['thinker.model.layers.{0-4}.input_layernorm.weight  (5)']
+    assert summary == Unfinished(str(folder), 'to-jax', [], 'float16', finished=5, tensors=8, tree=tree)
+  assert main(['convert', 'inspect', str(tmp_path / 'jax.partial'), '--tree']) == 0
+  out = capsys.readouterr().out
+  assert 'jax.partial: unfinished (to-jax): 5 of 8 tensors' in out and tree[0] in out
+  assert main(['convert', 'inspect', str(tmp_path / 'jax.partial'), '--json']) == 0
+  assert json.loads(capsys.readouterr().out)['complete'] is False
 
 
 def test_inspect_command_line(plain, capsys):
