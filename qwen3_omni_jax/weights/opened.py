@@ -10,7 +10,9 @@ from ..models.omni import omni_spec
 from ..nn.params import leaves
 from . import store
 from .names import Problems, report
-from .source import View, survey
+from .originals import read_original
+from .safetensors import as_bytes
+from .source import View, survey, views_of
 from .table import Tensor, copy_into, published
 from .work import refuse_unfinished
 
@@ -21,14 +23,11 @@ class Piece:
 
   arrays: store.Arrays
   tensor: Tensor
+  dtype: np.dtype  # as it was published: a stack of several dtypes is stored in one that holds them all exactly
 
   @property
   def shape(self) -> tuple[int, ...]:
     return self.tensor.shape
-
-  @property
-  def dtype(self) -> np.dtype:
-    return self.arrays.dtype(self.tensor.row.ours)
 
   def read(self, check: bool = False) -> np.ndarray:
     """The values; only this tensor's chunks are read, one after the other, so that a large one is not held twice.
@@ -40,7 +39,7 @@ class Piece:
     assert np.shares_memory(ours, out) or not out.size, f'{self.tensor.row.layout} must be a view'
     for start, piece in self.arrays.pieces(self.tensor.row.ours, self.tensor.index):
       if check:
-        digest.update(piece.reshape(-1).view(np.uint8))
+        digest.update(as_bytes(piece))
       copy_into(ours[start : start + len(piece)], piece)
     if check and digest.hexdigest() != self.arrays.manifest.checksums.get(name):
       raise ValueError(f'{self.arrays.folder}: {name} is damaged (not the checksum in {store.MANIFEST}); convert again')
@@ -105,6 +104,12 @@ def _converted(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
   arrays = store.Arrays(folder, shapes, strict=False)
   wanted = {name: tensor for name, tensor in published(cfg).items() if store.part_of(tensor.row.ours) in arrays.parts}
   usable = {path for path in arrays.paths() if path in shapes and arrays.shape(path) == shapes[path]}
-  tensors: dict[str, View | Piece] = {name: Piece(arrays, t) for name, t in wanted.items() if t.row.ours in usable}
+  original = read_original(folder) if arrays.manifest.dtype is None else None
+  views = views_of({name: h for h in original.headers.values() for name in h.names()})[0] if original else {}
+  tensors: dict[str, View | Piece] = {
+    name: Piece(arrays, t, views[name].dtype if name in views else arrays.dtype(t.row.ours))
+    for name, t in wanted.items()
+    if t.row.ours in usable
+  }
   missing = tuple(name for name in wanted if name not in tensors)
   return Opened(folder, 'converted', cfg, tensors, {}, missing, arrays.parts, arrays.problems)

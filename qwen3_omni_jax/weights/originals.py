@@ -7,11 +7,10 @@
 All other small files lie where they lay, beside the weights.
 """
 
-import dataclasses
 import pathlib
 import shutil
 
-from .safetensors import INDEX, Header, open_folder
+from .safetensors import INDEX, Header, Shards, shards_of
 from .store import MANIFEST, PARAMS
 
 FOLDER = 'published'
@@ -21,37 +20,22 @@ _TAKEN = (MANIFEST, PARAMS, FOLDER)  # what these names mean in a converted fold
 _HEADER = '.header'
 
 
-@dataclasses.dataclass(frozen=True)
-class Original:
-  """headers: by file name. index: the index file's bytes, None where there was none."""
-
-  headers: dict[str, Header]
-  index: bytes | None
-
-
-def original_of(folder: pathlib.Path) -> Original:
-  """Of a published folder."""
-  shards = {shard.path.name: shard for shard in open_folder(folder).values()}
-  index = folder / INDEX
-  return Original(dict(sorted(shards.items())), index.read_bytes() if index.is_file() else None)
-
-
-def read_original(converted: pathlib.Path) -> Original | None:
-  """What a converted folder keeps of the folder it was made from; None if it keeps nothing."""
+def read_original(converted: pathlib.Path) -> Shards | None:
+  """The files of the folder that a converted one was made from; None if it does not tell."""
   kept = converted / FOLDER
   files = sorted(kept.glob(f'*{_HEADER}')) if kept.is_dir() else []
   if not files:
     return None
   index = kept / INDEX
   headers = {file.name.removesuffix(_HEADER): Header(file, file.read_bytes()) for file in files}
-  return Original(headers, index.read_bytes() if index.is_file() else None)
+  return Shards(headers, index.read_bytes() if index.is_file() else None)
 
 
 def keep_original(source: pathlib.Path, converted: pathlib.Path) -> None:
   """Puts all of a published folder but its values into a converted one."""
   kept = converted / FOLDER
   kept.mkdir(exist_ok=True)
-  original = original_of(source)
+  original = shards_of(source)
   for name, header in original.headers.items():
     (kept / f'{name}{_HEADER}').write_bytes(header.raw)
   if original.index is not None:

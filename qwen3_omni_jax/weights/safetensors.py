@@ -5,11 +5,12 @@ bytes asked for are read, into memory of their own: pages of a memory map would 
 them back.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -189,16 +190,29 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
   return weight_map
 
 
-Declared = dict[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of every tensor, in the order of writing
+Declared = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of every tensor, in the order of writing
 
 
-def write_shards(
-  folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shapes: Declared, shard_bytes: int = 5 * 10**9
-) -> None:
-  """Writes numbered shards, then their index. Memory holds one tensor.
+@dataclasses.dataclass(frozen=True)
+class Shards:
+  """The files of a checkpoint without their values. headers: by file name. index: that file, None where there is none."""
 
-  tensors: the values, in the order of `shapes`. Raises ValueError if they are not exactly those declared.
-  """
+  headers: dict[str, Header]
+  index: bytes | None
+
+  def declared(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    return {name: (h.dtype(name), h.shape(name)) for h in self.headers.values() for name in h.names()}
+
+
+def shards_of(folder: pathlib.Path) -> Shards:
+  """Of a published folder."""
+  shards = {shard.path.name: shard for shard in open_folder(folder).values()}
+  index = folder / INDEX
+  return Shards(dict(sorted(shards.items())), index.read_bytes() if index.is_file() else None)
+
+
+def plan_shards(shapes: Declared, shard_bytes: int = 5 * 10**9) -> Shards:
+  """Numbered shards of at most that size (but for larger tensors), with an index."""
   groups: list[list[str]] = [[]]
   total = room = 0
   for name, (dtype, shape) in shapes.items():
@@ -209,20 +223,14 @@ def write_shards(
     groups[-1].append(name)
     room += size
     total += size
-  files = [f'model-{i + 1:05d}-of-{len(groups):05d}.safetensors' for i in range(len(groups))]
-  values = iter(tensors)
-  for file, names in zip(files, groups, strict=True):
-    _write_shard(folder / file, names, shapes, values)
-  if (extra := next(values, None)) is not None:
-    raise ValueError(f'{folder}: got {extra[0]} after the last declared tensor')
-  weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
+  files = {f'model-{i + 1:05d}-of-{len(groups):05d}.safetensors': names for i, names in enumerate(groups)}
+  weight_map = {name: file for file, names in files.items() for name in names}
   index = {'metadata': {'total_size': total}, 'weight_map': dict(sorted(weight_map.items()))}
-  (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
+  headers = {file: Header(pathlib.Path(file), _header(names, shapes)) for file, names in files.items()}
+  return Shards(headers, (json.dumps(index, indent=2) + '\n').encode())
 
 
-def _write_shard(
-  path: pathlib.Path, names: list[str], shapes: Declared, values: Iterator[tuple[str, np.ndarray]]
-) -> None:
+def _header(names: list[str], shapes: Declared) -> bytes:
   header: dict[str, dict] = {'__metadata__': {'format': 'pt'}}
   at = 0
   for name in names:
@@ -232,12 +240,33 @@ def _write_shard(
     at = end
   encoded = json.dumps(header, separators=(',', ':')).encode()
   encoded += b' ' * (-len(encoded) % 8)  # data starts at a multiple of 8 bytes
-  with path.open('wb') as file:
-    file.write(len(encoded).to_bytes(8, 'little') + encoded)
-    for expected in names:
-      name, array = next(values, ('nothing', np.zeros(0)))
-      dtype, shape = shapes[expected]
-      if name != expected or array.shape != tuple(shape):
-        raise ValueError(f'{path}: expected {expected} {list(shape)} next, got {name} {list(array.shape)}')
-      array = np.ascontiguousarray(array, dtype)
-      file.write(array.reshape(-1).view(np.uint8).data)
+  return len(encoded).to_bytes(8, 'little') + encoded
+
+
+def write_shards(
+  folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shapes: Declared, shard_bytes: int = 5 * 10**9
+) -> None:
+  """Writes numbered shards, then their index. Memory holds one tensor.
+
+  tensors: the values, in the order of `shapes`. Raises ValueError if they are not exactly those declared.
+  """
+  plan = plan_shards(shapes, shard_bytes)
+  values = iter(tensors)
+  for file, header in plan.headers.items():
+    with (folder / file).open('wb') as out:
+      out.write(header.raw)
+      for expected in header.names():
+        name, array = next(values, ('nothing', np.zeros(0)))
+        dtype, shape = shapes[expected]
+        if name != expected or array.shape != tuple(shape):
+          found = f'{name} {list(array.shape)}'
+          raise ValueError(f'{folder / file}: expected {expected} {list(shape)} next, got {found}')
+        out.write(as_bytes(np.ascontiguousarray(array, dtype)))
+  if (extra := next(values, None)) is not None:
+    raise ValueError(f'{folder}: got {extra[0]} after the last declared tensor')
+  (folder / INDEX).write_bytes(plan.index or b'')
+
+
+def as_bytes(array: np.ndarray) -> memoryview:
+  """The memory of a contiguous array."""
+  return array.reshape(-1).view(np.uint8).data

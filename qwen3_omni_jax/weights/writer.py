@@ -14,6 +14,7 @@ import numpy as np
 import tensorstore as ts
 
 from ..shapes import Params
+from .safetensors import as_bytes
 from .store import DAMAGED, PARAMS, checksum, first_line, kvstore
 from .table import copy_into
 
@@ -78,7 +79,7 @@ class Batch:
         copy = np.empty(part.shape, slot.dtype)
         copy_into(copy, part)
         part = copy
-      digest.update(part.reshape(-1).view(np.uint8))
+      digest.update(as_bytes(part))
       try:
         array = self._writer._arrays[path].with_transaction(self._transaction)
         array[index][start : start + len(part)].write(part).result()
