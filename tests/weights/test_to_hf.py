@@ -18,19 +18,9 @@ from qwen3_omni_jax.weights.table import published_shapes
 from qwen3_omni_jax.weights.to_hf import convert_to_hf
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
 
-from .folders import assert_same, fuse, odd_config, odd_dict, random_tensors, write
+from .folders import assert_same, assert_same_files, contents, fuse, odd_config, odd_dict, random_tensors, write
 
 CLI = [sys.executable, '-m', 'qwen3_omni_jax.cli', 'convert']
-
-
-def contents(folder: pathlib.Path) -> dict[str, bytes]:
-  return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
-
-
-def assert_same_files(a: pathlib.Path, b: pathlib.Path) -> None:
-  ours, theirs = contents(a), contents(b)
-  assert ours.keys() == theirs.keys()
-  assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
 @pytest.fixture(scope='module')
