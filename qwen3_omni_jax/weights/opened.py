@@ -69,8 +69,10 @@ class Opened:
     return self.tensors[name].dtype
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor in the published layout; nothing else is read. Raises ValueError if it is damaged."""
-    return self.tensors[name].read()
+    """The tensor in the published layout; nothing else is read. Raises ValueError if it is damaged, or not the one that
+    was converted."""
+    tensor = self.tensors[name]
+    return tensor.read(check=True) if isinstance(tensor, Piece) else tensor.read()
 
 
 def open_checkpoint(folder: str | pathlib.Path, *, strict: bool = True) -> Opened:

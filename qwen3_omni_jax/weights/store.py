@@ -84,6 +84,8 @@ class Arrays:
         damaged.append(f'{path}: {list(array.shape)} {array.dtype.name} in {PARAMS}, {list(shape)} {dtype} in {MANIFEST}')
       else:
         self._arrays[path] = array
+    if damaged and not self._arrays:
+      raise ValueError(f'{folder / PARAMS}: nothing there can be read ({damaged[0]}); convert again')
     if strict:
       report(f'{folder / PARAMS}: not the checkpoint that {MANIFEST} describes; convert again', damaged=damaged)
     self.problems = {**mismatches, 'damaged': damaged}

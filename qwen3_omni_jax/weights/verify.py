@@ -81,8 +81,8 @@ def verify(
   in_a, in_b = ({**opened.tensors, **opened.unknown} for opened in (left, right))
   common = [name for name in in_a if name in in_b]
   problems |= {
-    'only_in_A': [name for name in in_a if name not in in_b],
-    'only_in_B': [name for name in in_b if name not in in_a],
+    'only_in_A': [name for name in in_a if name not in in_b and name not in right.missing],  # those have been told
+    'only_in_B': [name for name in in_b if name not in in_a and name not in left.missing],
     'of_different_shapes': [
       f'{name}: {list(in_a[name].shape)} and {list(in_b[name].shape)}' for name in common if in_a[name].shape != in_b[name].shape
     ],

@@ -90,7 +90,6 @@ def test_names_shapes_and_dtypes_are_compared(folders, tensors, tmp_path):
     'missing_in_B': ['thinker.audio_tower.proj1.bias'],
     'unknown_in_B': ['thinker.extra.weight'],
     'of_another_shape_in_B': ['thinker.model.norm.weight: found [53], expected [52]'],
-    'only_in_A': ['thinker.audio_tower.proj1.bias'],
     'only_in_B': ['thinker.extra.weight'],
     'of_different_shapes': ['thinker.model.norm.weight: [52] and [53]'],
     'of_different_dtypes': ['thinker.lm_head.weight: float32 and float16'],
