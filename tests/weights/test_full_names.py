@@ -106,3 +106,18 @@ def test_fusing_and_back_gives_the_same_bits(folders):
   gates = np.stack([expected[name].read(name) for name in names])
   value = open_folder(fused)[f'{layer}gate_up_proj'].read(f'{layer}gate_up_proj')
   assert value[:, :4].tobytes() == gates.tobytes()
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_transformers_finds_every_name(folders, fused):
+  """No key missing or unexpected; the values are compared at other sizes in test_transformers.py."""
+  import transformers
+
+  from tests.reference import prepare_torchvision
+
+  prepare_torchvision()
+  target = folders['root'] / f'for_transformers_{fused}'
+  convert_to_hf(folders['plain'], target, fused_experts=fused)
+  model, found = transformers.Qwen3OmniMoeForConditionalGeneration.from_pretrained(target, output_loading_info=True)
+  assert not found['missing_keys'] and not found['unexpected_keys'] and not found['mismatched_keys'], found
+  assert sum(value.numel() for value in model.state_dict().values()) > 10**6
