@@ -10,7 +10,10 @@ MAX_CONVERSATION_BYTES = 512 * 2**20  # media may be inside as data: URLs
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('--model', required=True, metavar='DIR', help='checkpoint folder: published layout or converted')
+  parser.add_argument(
+    '--model', required=True, metavar='DIR',
+    help='checkpoint folder of either kind, hub id, or gs:// or s3:// URL of a converted folder',
+  )  # fmt: skip
   parser.add_argument('--dtype', default='bfloat16', choices=('bfloat16', 'float32'), help='of weights and activations')
   parser.add_argument('--json', action='store_true', help='print one JSON object')
 

@@ -11,11 +11,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
   directions = parser.add_subparsers(dest='direction', required=True, metavar='DIRECTION')
   to_jax = directions.add_parser('to-jax', help='published layout to a converted folder')
-  _add_common(to_jax, 'folder in the published layout')
+  _add_common(to_jax, 'folder in the published layout, or hub id (org/name)')
   to_jax.add_argument('--only', nargs='+', choices=PARTS, metavar='PART', default=(), help=f'{", ".join(PARTS)} (default: all)')
   to_jax.set_defaults(action=_to_jax)
   to_hf = directions.add_parser('to-hf', help='any checkpoint to the published layout, for transformers, vLLM and others')
-  _add_common(to_hf, 'checkpoint folder of any kind')
+  _add_common(to_hf, 'checkpoint folder of any kind, or hub id')
   to_hf.add_argument('--fused-experts', action='store_true', help='names and experts as transformers 5 keeps them in memory')
   to_hf.add_argument('--adapter', metavar='DIR', help='LoRA adapter (PEFT folder) to merge')
   to_hf.add_argument('--base', metavar='DIR', help='folder of the parts that --from does not hold')

@@ -19,6 +19,7 @@ from ..models.omni import omni_spec
 from ..nn.params import leaves
 from ..shapes import Params
 from . import store
+from .remote import Place, located
 from .source import open_published, stored_dtypes
 from .table import copy_into, published
 from .work import refuse_unfinished
@@ -39,14 +40,21 @@ def load_params(
   parts: tuple[str, ...] | None = None,
   shardings: Params | None = None,
 ) -> Params:
-  """The parameter tree of a checkpoint folder of either kind.
+  """The parameter tree of a checkpoint: a folder of either kind, a hub id, or a converted folder at a gs:// or s3:// URL.
 
   dtype: convert to this ('bfloat16', 'float32'); None keeps what is stored. parts: only these top-level parts, e.g.
   ('thinker', 'audio'). shardings: a tree of jax shardings like the parameters (of those parts at least); each host then
   reads only its shards, and the leaves are jax arrays. Without it they are numpy arrays.
   Raises ValueError listing every tensor that is missing, unknown, mis-shaped or damaged.
   """
-  folder = pathlib.Path(folder)
+  with located(folder) as place:
+    return _load(place, cfg, dtype, parts, shardings)
+
+
+def _load(
+  place: Place, cfg: OmniConfig | None, dtype: str | None, parts: tuple[str, ...] | None, shardings: Params | None
+) -> Params:
+  folder = place.folder
   if not folder.is_dir():
     raise ValueError(f'{folder}: no such folder; expected a checkpoint')
   refuse_unfinished(folder)
@@ -56,7 +64,7 @@ def load_params(
     if part not in spec:
       raise ValueError(f'{folder}: this checkpoint has no {part}; it has {", ".join(spec)}')
   wanted = as_dtype(dtype)
-  read, dtypes = (_converted if store.is_converted(folder) else _published)(folder, cfg)
+  read, dtypes = (_converted if place.converted else _published)(place, cfg)
   held = {store.part_of(path) for path in dtypes}
   if lacking := [part for part in parts or spec if part not in held]:
     there = ', '.join(part for part in spec if part in held)
@@ -69,8 +77,9 @@ def load_params(
         continue
       dtype_here, whole = wanted or dtypes[path], (slice(None),) * len(param.shape)
       sharding = None if shardings is None else _lookup(shardings, path)
-      held = [whole] if sharding is None else sharding.addressable_devices_indices_map(param.shape).values()
-      pieces = {box: np.empty([b - a for a, b in box], dtype_here) for box in {_box(i, param.shape) for i in held}}
+      wanted_here = [whole] if sharding is None else sharding.addressable_devices_indices_map(param.shape).values()
+      boxes = {_box(index, param.shape) for index in wanted_here}
+      pieces = {box: np.empty([b - a for a, b in box], dtype_here) for box in boxes}
       _fill(pieces, stacked[path], functools.partial(read, path), pool)
       piece = lambda index: pieces[_box(index, param.shape)]
       *parents, name = path.split('/')
@@ -119,8 +128,8 @@ def _lookup(tree: Params, path: str):
   return tree
 
 
-def _published(folder: pathlib.Path, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
-  views = open_published(folder, cfg)
+def _published(place: Place, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
+  views = open_published(place.folder, cfg)
   tensors = {(tensor.row.ours, tensor.index): tensor for tensor in published(cfg).values()}
 
   def read(path: str, index: Index, inner: tuple[slice, ...]) -> np.ndarray:
@@ -131,7 +140,7 @@ def _published(folder: pathlib.Path, cfg: OmniConfig) -> tuple[Reader, dict[str,
   return read, stored_dtypes(views, cfg)
 
 
-def _converted(folder: pathlib.Path, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
+def _converted(place: Place, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
   shapes = {path: param.shape for path, param in leaves(omni_spec(cfg))}
-  arrays = store.Arrays(folder, shapes)
+  arrays = store.Arrays(place.folder, shapes, params=place.params)
   return lambda path, index, inner: arrays.read(path, (*index, *inner)), {path: arrays.dtype(path) for path in arrays.paths()}

@@ -11,6 +11,7 @@ from ..nn.params import leaves
 from . import store
 from .names import Problems, report
 from .originals import read_original
+from .remote import local_folder
 from .safetensors import as_bytes
 from .source import View, survey, views_of
 from .table import Tensor, copy_into, published
@@ -81,7 +82,7 @@ def open_checkpoint(folder: str | pathlib.Path, *, strict: bool = True) -> Opene
   strict: raises ValueError with every mismatch between the weights and config.json; otherwise they are in `problems`
   and what can be opened is. A folder without a valid config.json, or without any weights, is an error in both.
   """
-  folder = pathlib.Path(folder)
+  folder = local_folder(folder)
   if not folder.is_dir():
     raise ValueError(f'{folder}: no such folder; expected a checkpoint')
   refuse_unfinished(folder)

@@ -49,7 +49,15 @@ class Arrays:
   otherwise those that can be opened are there, and everything that is wrong is in `problems`, by kind.
   """
 
-  def __init__(self, folder: pathlib.Path, shapes: dict[str, tuple[int, ...]], *, strict: bool = True):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    params: pathlib.Path | str | None = None,
+    strict: bool = True,
+  ):
+    """params: the Orbax checkpoint, if it is not in the folder: its URL."""
     self.folder = folder
     self.manifest = read_manifest(folder)
     found = {path: shape for path, (shape, _) in self.manifest.arrays.items()}
@@ -66,7 +74,7 @@ class Arrays:
     }
     if strict:
       report(f'{folder}: the weights do not match config.json', **mismatches)
-    base, context = kvstore((folder / PARAMS).absolute()), ts.Context({_TREE_CACHE: {'total_bytes_limit': 64 * 2**20}})
+    base, context = kvstore(params or folder / PARAMS), ts.Context({_TREE_CACHE: {'total_bytes_limit': 64 * 2**20}})
     base['cache_pool'] = _TREE_CACHE
     self._arrays: dict[str, ts.TensorStore] = {}
     damaged = []
@@ -162,5 +170,7 @@ def first_line(error: BaseException) -> str:
   return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
-def kvstore(root: pathlib.Path) -> dict:
-  return {'driver': 'ocdbt', 'base': f'file://{root}/state'}
+def kvstore(root: pathlib.Path | str) -> dict[str, Any]:
+  """Where Orbax keeps the arrays of a checkpoint. A local path is not put into a URL, where %, # and ? mean something."""
+  local = isinstance(root, pathlib.Path)
+  return {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{root.absolute()}/state/'} if local else f'{root}/state/'}

@@ -25,6 +25,7 @@ from .names import report
 from .opened import Opened, open_checkpoint
 from .originals import read_original, small_files
 from .progress import Progress
+from .remote import local_folder, local_target
 from .safetensors import INDEX, Shards, as_bytes, plan_shards, shards_of
 from .spelling import Spelling
 from .store import part_of, read_manifest
@@ -49,8 +50,8 @@ def convert_to_hf(
   keeps them in memory. adapter: a LoRA to merge. base: the folder of the parts that the source does not hold.
   Raises ValueError with everything that does not fit; nothing is written then.
   """
-  wanted, target = as_dtype(dtype), pathlib.Path(target)
-  folders = [pathlib.Path(folder) for folder in (source, base) if folder is not None]
+  wanted, target = as_dtype(dtype), local_target(target)
+  folders = [local_folder(folder) for folder in (source, base) if folder is not None]
   whole = _Whole([open_checkpoint(folder) for folder in folders])
   merge = None if adapter is None else Adapter(pathlib.Path(adapter), whole.cfg)
   signatures = {name: (wanted or opened.dtype(name), opened.shape(name)) for name, opened in whole.tensors.items()}

@@ -12,6 +12,7 @@ from .batches import run, share_out
 from .load import as_dtype
 from .originals import keep_original
 from .progress import Progress
+from .remote import local_folder, local_target
 from .source import View, open_published, stored_dtypes
 from .store import Manifest, part_of, write_manifest
 from .table import Tensor, published
@@ -40,7 +41,7 @@ def convert_to_jax(
   however large a stack is. Raises ValueError with the full list of tensors that do not fit config.json; nothing is
   written then.
   """
-  source, target = pathlib.Path(source), pathlib.Path(target)
+  source, target = local_folder(source), local_target(target)
   if not source.is_dir():
     raise ValueError(f'{source}: no such folder; expected a checkpoint in the published layout')
   if store.is_converted(source):

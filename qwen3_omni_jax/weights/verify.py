@@ -96,7 +96,7 @@ def verify(
   problems['of_different_values'] = [d.name for d in found if not _allowed(d, rtol)]
   ran = None
   if numerics and same_tree and not problems['damaged']:
-    ran = [difference(name, x, y) for (name, x), (_, y) in zip(outputs(a), outputs(b), strict=True)]
+    ran = [difference(name, x, y) for (name, x), (_, y) in zip(outputs(left.folder), outputs(right.folder), strict=True)]
     problems['of_different_outputs'] = [d.name for d in ran if not _allowed(d, rtol if numerics_rtol is None else numerics_rtol)]
   values = sum(math.prod(in_a[name].shape) for name in alike)
   problems = {kind: names for kind, names in problems.items() if names}

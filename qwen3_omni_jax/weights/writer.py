@@ -47,7 +47,7 @@ class Writer:
 
   def __init__(self, folder: pathlib.Path, slots: dict[str, Slot]):
     self.folder, self.slots = folder, slots
-    base, context = kvstore((folder / PARAMS).absolute()), ts.Context()  # what shares a context is committed together
+    base, context = kvstore(folder / PARAMS), ts.Context()  # what shares a context is committed together
     self._arrays: dict[str, ts.TensorStore] = {}
     for path in slots:
       spec = {
