@@ -33,7 +33,9 @@ def add_directions(directions) -> None:
 def _verify(args: argparse.Namespace) -> int:
   from ..weights.verify import Difference, verify
 
-  verdict = verify(args.a, args.b, rtol=args.rtol, numerics=args.numerics, numerics_rtol=args.numerics_rtol)
+  verdict = verify(
+    args.a, args.b, rtol=args.rtol, numerics=args.numerics, numerics_rtol=args.numerics_rtol, progress=not args.json
+  )
   if args.json:
     _print_json({'a': args.a, 'b': args.b, 'agree': verdict.agree, **dataclasses.asdict(verdict)})
     return 0 if verdict.agree else 1

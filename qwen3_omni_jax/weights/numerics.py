@@ -5,7 +5,7 @@ One part is in memory at a time, as it is stored (the Thinker of the released mo
 
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,12 @@ TOKENS = 12  # length of every sequence
 FRAMES = 5  # codec frames
 
 
-def outputs(folder: str | pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-  """(name, output) of each network in turn."""
+def outputs(folder: str | pathlib.Path, parts: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, output) of each network in turn, if it is one of these parts."""
   cfg = load_config(folder)
-  passes = {'audio': _audio, 'vision': _vision, 'thinker': _thinker}
-  if cfg.talker is not None:
-    passes |= {'talker': _talker, 'code_predictor': _code_predictor, 'code2wav': _code2wav}
-  for part, run in passes.items():
+  for part, run in _PASSES.items():
+    if part not in parts:
+      continue
     params = load_params(folder, cfg, parts=(part,))[part]
     yield f'{part} output', np.asarray(run(cfg, params))
     del params
@@ -98,3 +97,9 @@ def _code2wav(cfg: OmniConfig, params: Params) -> Array:
   assert cfg.code2wav is not None
   codes = _numbers(cfg.code2wav.codebook_size, 1, FRAMES, cfg.code2wav.num_quantizers)
   return code2wav(params, cfg.code2wav, codes)
+
+
+_PASSES = {
+  'audio': _audio, 'vision': _vision, 'thinker': _thinker,
+  'talker': _talker, 'code_predictor': _code_predictor, 'code2wav': _code2wav,
+}  # fmt: skip

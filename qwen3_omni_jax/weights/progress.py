@@ -34,6 +34,11 @@ class Progress:
       )
       print(f'\r{line}   ' if self.live else line, end='' if self.live else '\n', file=sys.stderr, flush=True)
 
+  def end(self) -> None:
+    """Leaves the line of a terminal, where `done` has nothing to say."""
+    if self.shown and self.live:
+      print(file=sys.stderr)
+
   def done(self, what: object) -> None:
     if not self.shown:
       return

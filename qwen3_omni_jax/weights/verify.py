@@ -12,6 +12,7 @@ import numpy as np
 from .config_diff import changes
 from .numerics import outputs
 from .opened import Piece, open_checkpoint
+from .progress import Progress
 from .source import View
 
 WORKERS = 4
@@ -65,6 +66,7 @@ def verify(
   rtol: float | None = None,
   numerics: bool = False,
   numerics_rtol: float | None = None,
+  progress: bool = False,
 ) -> Verdict:
   """Compares names, shapes, dtypes, values, and what config.json means.
 
@@ -92,11 +94,12 @@ def verify(
   problems['of_different_dtypes'] = dtypes if rtol is None else []
   problems['different_in_config'] = [str(change) for change in changes(left.cfg, right.cfg)]
   alike = [name for name in common if in_a[name].shape == in_b[name].shape]
-  found, problems['damaged'] = _compare_all({name: (in_a[name], in_b[name]) for name in alike})
+  found, problems['damaged'] = _compare_all({name: (in_a[name], in_b[name]) for name in alike}, progress)
   problems['of_different_values'] = [d.name for d in found if not _allowed(d, rtol)]
   ran = None
   if numerics and same_tree and not problems['damaged']:
-    ran = [difference(name, x, y) for (name, x), (_, y) in zip(outputs(left.folder), outputs(right.folder), strict=True)]
+    runs = zip(*(outputs(opened.folder, opened.parts) for opened in (left, right)), strict=True)
+    ran = [difference(name, x, y) for (name, x), (_, y) in runs]
     problems['of_different_outputs'] = [d.name for d in ran if not _allowed(d, rtol if numerics_rtol is None else numerics_rtol)]
   values = sum(math.prod(in_a[name].shape) for name in alike)
   problems = {kind: names for kind, names in problems.items() if names}
@@ -107,24 +110,26 @@ def _allowed(d: Difference, rtol: float | None) -> bool:
   return d.differing == 0 or (rtol is not None and d.relative <= rtol)
 
 
-def _compare_all(pairs: dict[str, tuple[Tensor, Tensor]]) -> tuple[list[Difference], list[str]]:
+def _compare_all(pairs: dict[str, tuple[Tensor, Tensor]], progress: bool) -> tuple[list[Difference], list[str]]:
   """Differences of all tensors that are not equal, the worst first, and what is wrong with those that cannot be read."""
-  large, damaged = threading.Lock(), []
+  sizes = {name: math.prod(a.shape) * a.dtype.itemsize for name, (a, _) in pairs.items()}
+  large, damaged, report = threading.Lock(), [], Progress(sum(sizes.values()), 0, progress)
 
   def compare(item: tuple[str, tuple[Tensor, Tensor]]) -> Difference | None:
     name, (a, b) = item
-    alone = math.prod(a.shape) * a.dtype.itemsize > LARGE_BYTES
-    with large if alone else contextlib.nullcontext():
+    with large if sizes[name] > LARGE_BYTES else contextlib.nullcontext():
       values = []
       for tensor in (a, b):
         try:
           values.append(tensor.read(check=True) if isinstance(tensor, Piece) else tensor.read())
         except ValueError as error:
           damaged.append(str(error))
+      report.add(sizes[name])
       return difference(name, *values) if len(values) == 2 else None
 
   with ThreadPoolExecutor(WORKERS) as pool:
     found = [d for d in pool.map(compare, pairs.items()) if d is not None and d.differing]
+  report.end()
   return sorted(found, key=lambda d: (-d.relative, -d.differing, d.name)), sorted(damaged)
 
 

@@ -189,3 +189,12 @@ def test_a_short_pass_of_every_network_agrees_and_notices_a_change(tiny_folder, 
   run = (tiny_folder, tmp_path / 'wide', '--rtol', '1e-3', '--numerics', '--numerics-rtol', '1e-9')
   code, out, _ = call(capsys, *run)
   assert code == 1 and '  6 of different outputs:\n    audio output\n' in out
+
+
+def test_parts_agree_with_parts_and_not_with_the_whole(tiny_folder, tmp_path):
+  for name in 'ab':
+    convert_to_jax(tiny_folder, tmp_path / name, only=['audio', 'code2wav'])
+  verdict = verify(tmp_path / 'a', tmp_path / 'b', numerics=True)
+  assert verdict.agree and verdict.outputs is not None
+  assert [o.name for o in verdict.outputs] == ['audio output', 'code2wav output']
+  assert 'thinker.model.norm.weight' in verify(tmp_path / 'a', tiny_folder).problems['only_in_B']
