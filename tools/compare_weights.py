@@ -74,10 +74,11 @@ def _inspect(args: argparse.Namespace) -> int:
     print('run the same conversion again and it will go on', *(summary.tree if args.tree else ()), sep='\n  ')
     return 0
   print(f'{summary.folder}\n  kind     {summary.kind}: {summary.layout}\n  variant  {summary.variant}')
-  print(f'\n  {"part":16}{"tensors":>10}{"parameters":>18}{"GB":>10}')
+  unit, name_of_unit = (1e9, 'GB') if summary.total.bytes >= 1e9 else (1e6, 'MB')
+  print(f'\n  {"part":16}{"tensors":>10}{"parameters":>18}{name_of_unit:>10}')
   rows = [*summary.parts.items(), *((f'of {name}', amount) for name, amount in summary.dtypes.items()), ('total', summary.total)]
   for name, amount in rows:
-    print(f'  {name:16}{amount.tensors:>10,}{amount.parameters:>18,}{amount.bytes / 1e9:>10.3f}')
+    print(f'  {name:16}{amount.tensors:>10,}{amount.parameters:>18,}{amount.bytes / unit:>10.3f}')
   if args.tree:
     print('', *summary.tree, sep='\n  ')
   if summary.problems:
