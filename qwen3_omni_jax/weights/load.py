@@ -29,6 +29,7 @@ WORKERS = 4  # tensors read at once, so that waiting for the disk and copying ov
 
 Index = tuple[int, ...]  # of one published tensor, in the stacked axes of our array
 Box = tuple[tuple[int, int], ...]  # (start, stop) along every axis
+Pieces = dict[Box, np.ndarray]
 Reader = Callable[[str, Index, tuple[slice, ...]], np.ndarray]  # (path, index, slices of the other axes) -> that part
 
 
@@ -73,20 +74,15 @@ def _load(
   tree: Params = {}
   with ThreadPoolExecutor(WORKERS) as pool:
     for path, param in leaves(spec):
-      if parts is not None and path.split('/')[0] not in parts:
+      if parts is not None and store.part_of(path) not in parts:
         continue
-      dtype_here, whole = wanted or dtypes[path], (slice(None),) * len(param.shape)
+      fill = functools.partial(_fill, stacked[path], functools.partial(read, path), pool)
       sharding = None if shardings is None else _lookup(shardings, path)
-      wanted_here = [whole] if sharding is None else sharding.addressable_devices_indices_map(param.shape).values()
-      boxes = {_box(index, param.shape) for index in wanted_here}
-      pieces = {box: np.empty([b - a for a, b in box], dtype_here) for box in boxes}
-      _fill(pieces, stacked[path], functools.partial(read, path), pool)
-      piece = lambda index: pieces[_box(index, param.shape)]
       *parents, name = path.split('/')
       node = tree
       for parent in parents:
         node = node.setdefault(parent, {})
-      node[name] = piece(whole) if sharding is None else jax.make_array_from_callback(param.shape, sharding, piece)
+      node[name] = _array(param.shape, wanted or dtypes[path], sharding, fill)
   return tree
 
 
@@ -97,12 +93,22 @@ def as_dtype(name: str | None) -> np.dtype | None:
   return None if name is None else DTYPES[name]
 
 
+def _array(shape: tuple[int, ...], dtype: np.dtype, sharding, fill: Callable[[Pieces], None]):
+  """Whole in numpy, or on the devices of a sharding; a piece that several of them hold is made once."""
+  whole = (slice(None),) * len(shape)
+  held = [whole] if sharding is None else sharding.addressable_devices_indices_map(shape).values()
+  pieces = {box: np.empty([stop - start for start, stop in box], dtype) for box in {_box(index, shape) for index in held}}
+  fill(pieces)
+  piece = lambda index: pieces[_box(index, shape)]
+  return piece(whole) if sharding is None else jax.make_array_from_callback(shape, sharding, piece)
+
+
 def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
   bounds = (s.indices(n) for s, n in zip(index, shape, strict=True))
   return tuple((start, stop) for start, stop, _ in bounds)
 
 
-def _fill(pieces: dict[Box, np.ndarray], stacked: int, read: Callable, pool: ThreadPoolExecutor) -> None:
+def _fill(stacked: int, read: Callable[[Index, tuple[slice, ...]], np.ndarray], pool: ThreadPoolExecutor, pieces: Pieces) -> None:
   """Fills pieces of one array, reading of each published tensor the range that they span, once."""
   wanted: dict[Index, list[Box]] = {}
   for box in pieces:
