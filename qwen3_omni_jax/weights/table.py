@@ -238,14 +238,15 @@ class Tensor:
     Returns rows of the published tensor's first axis (the smallest contiguous range with all of the part), the tensor that
     these rows are by themselves, and the slices of it, in our layout, that make up the part.
     """
-    theirs, ours = (_dims(side) for side in self.row.layout.split(' -> '))
-    first, *others = re.findall(r'\w+', theirs[0])
-    if first not in ours:
+    first, others, axis = _first_axis(self.row.layout)
+    if axis is None:
       return slice(0, self.shape[0]), self, inner
-    axis, sizes = ours.index(first), dict(self.sizes)
+    sizes, taken = dict(self.sizes), inner[axis]
+    if taken == slice(0, sizes[first]):
+      return slice(0, self.shape[0]), self, inner
     each = math.prod(sizes[letter] for letter in others)
-    rows = slice(inner[axis].start * each, inner[axis].stop * each)
-    sizes[first] = inner[axis].stop - inner[axis].start
+    rows = slice(taken.start * each, taken.stop * each)
+    sizes[first] = taken.stop - taken.start
     alone = dataclasses.replace(self, shape=(rows.stop - rows.start, *self.shape[1:]), sizes=tuple(sizes.items()))
     return rows, alone, (*inner[:axis], slice(None), *inner[axis + 1 :])
 
@@ -296,6 +297,14 @@ def _fastest(array: np.ndarray) -> int:
   """The axis along which elements lie closest together."""
   strides = [abs(stride) if size > 1 else np.inf for stride, size in zip(array.strides, array.shape, strict=True)]
   return int(np.argmin(strides)) if strides else 0
+
+
+@functools.cache
+def _first_axis(layout: str) -> tuple[str, list[str], int | None]:
+  """The first letter of the published tensor's first axis, those beside it, and our axis of that letter alone, if any."""
+  theirs, ours = (_dims(side) for side in layout.split(' -> '))
+  first, *others = re.findall(r'\w+', theirs[0])
+  return first, others, ours.index(first) if first in ours else None
 
 
 def _dims(side: str) -> list[str]:
