@@ -104,7 +104,7 @@ def _unfinished(folder: pathlib.Path) -> Unfinished:
 
 
 def _layout(opened: Opened) -> str:
-  if opened.kind == 'converted':
+  if opened.kind != 'published':
     return 'one array per parameter, layers and experts stacked'
   views: Iterable[View] = [view for view in opened.tensors.values() if isinstance(view, View)]
   experts = {bool(view.part) for view in views if '.mlp.experts.' in view.name}

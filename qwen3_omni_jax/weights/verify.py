@@ -11,15 +11,12 @@ import numpy as np
 
 from .config_diff import changes
 from .numerics import outputs
-from .opened import Piece, open_checkpoint
+from .opened import Opened, open_checkpoint
 from .progress import Progress
-from .source import View
 
 WORKERS = 4
 LARGE_BYTES = 128 * 2**20  # of larger tensors (embeddings, heads) one pair is in memory at a time
 _BLOCK = 2**20  # values compared at once
-
-Tensor = View | Piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,42 +90,40 @@ def verify(
   dtypes = [f'{name}: {in_a[name].dtype} and {in_b[name].dtype}' for name in common if in_a[name].dtype != in_b[name].dtype]
   problems['of_different_dtypes'] = dtypes if rtol is None else []
   problems['different_in_config'] = [str(change) for change in changes(left.cfg, right.cfg)]
-  alike = [name for name in common if in_a[name].shape == in_b[name].shape]
-  found, problems['damaged'] = _compare_all({name: (in_a[name], in_b[name]) for name in alike}, progress)
+  values = {name: math.prod(in_a[name].shape) for name in common if in_a[name].shape == in_b[name].shape}
+  sizes = {name: number * in_a[name].dtype.itemsize for name, number in values.items()}
+  found, problems['damaged'] = _compare_all(sizes, left, right, progress)
   problems['of_different_values'] = [d.name for d in found if not _allowed(d, rtol)]
   ran = None
   if numerics and same_tree and not problems['damaged']:
     runs = zip(*(outputs(opened.folder, opened.parts) for opened in (left, right)), strict=True)
     ran = [difference(name, x, y) for (name, x), (_, y) in runs]
     problems['of_different_outputs'] = [d.name for d in ran if not _allowed(d, rtol if numerics_rtol is None else numerics_rtol)]
-  values = sum(math.prod(in_a[name].shape) for name in alike)
   problems = {kind: names for kind, names in problems.items() if names}
-  return Verdict(len(alike), values, rtol, problems, dtypes, found, ran)
+  return Verdict(len(values), sum(values.values()), rtol, problems, dtypes, found, ran)
 
 
 def _allowed(d: Difference, rtol: float | None) -> bool:
   return d.differing == 0 or (rtol is not None and d.relative <= rtol)
 
 
-def _compare_all(pairs: dict[str, tuple[Tensor, Tensor]], progress: bool) -> tuple[list[Difference], list[str]]:
-  """Differences of all tensors that are not equal, the worst first, and what is wrong with those that cannot be read."""
-  sizes = {name: math.prod(a.shape) * a.dtype.itemsize for name, (a, _) in pairs.items()}
+def _compare_all(sizes: dict[str, int], left: Opened, right: Opened, progress: bool) -> tuple[list[Difference], list[str]]:
+  """sizes: bytes of the tensors to compare. Differences of all that are not equal, the worst first, and what is wrong with those that cannot be read."""
   large, damaged, report = threading.Lock(), [], Progress(sum(sizes.values()), 0, progress)
 
-  def compare(item: tuple[str, tuple[Tensor, Tensor]]) -> Difference | None:
-    name, (a, b) = item
+  def compare(name: str) -> Difference | None:
     with large if sizes[name] > LARGE_BYTES else contextlib.nullcontext():
       values = []
-      for tensor in (a, b):
+      for opened in (left, right):
         try:
-          values.append(tensor.read(check=True) if isinstance(tensor, Piece) else tensor.read())
+          values.append(opened.read(name) if name in opened.tensors else opened.unknown[name].read())
         except ValueError as error:
           damaged.append(str(error))
       report.add(sizes[name])
       return difference(name, *values) if len(values) == 2 else None
 
   with ThreadPoolExecutor(WORKERS) as pool:
-    found = [d for d in pool.map(compare, pairs.items()) if d is not None and d.differing]
+    found = [d for d in pool.map(compare, sizes) if d is not None and d.differing]
   report.end()
   return sorted(found, key=lambda d: (-d.relative, -d.differing, d.name)), sorted(damaged)
 
