@@ -108,7 +108,10 @@ def _allowed(d: Difference, rtol: float | None) -> bool:
 
 
 def _compare_all(sizes: dict[str, int], left: Opened, right: Opened, progress: bool) -> tuple[list[Difference], list[str]]:
-  """sizes: bytes of the tensors to compare. Differences of all that are not equal, the worst first, and what is wrong with those that cannot be read."""
+  """Differences of the tensors that are not equal, the worst first, and what is wrong with those that cannot be read.
+
+  sizes: bytes of each tensor to compare.
+  """
   large, damaged, report = threading.Lock(), [], Progress(sum(sizes.values()), 0, progress)
 
   def compare(name: str) -> Difference | None:
