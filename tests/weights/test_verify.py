@@ -3,13 +3,17 @@
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from qwen3_omni_jax.cli import main
+from qwen3_omni_jax.config import parse_config
 from qwen3_omni_jax.weights import verify as verify_module
+from qwen3_omni_jax.weights.table import published_shapes
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
 from qwen3_omni_jax.weights.verify import difference, verify
 
@@ -198,3 +202,39 @@ def test_parts_agree_with_parts_and_not_with_the_whole(tiny_folder, tmp_path):
   assert verdict.agree and verdict.outputs is not None
   assert [o.name for o in verdict.outputs] == ['audio output', 'code2wav output']
   assert 'thinker.model.norm.weight' in verify(tmp_path / 'a', tiny_folder).problems['only_in_B']
+
+
+MEASURE = """
+import sys
+from qwen3_omni_jax.weights.verify import verify
+
+def peak_mb():  # not ru_maxrss, which a child inherits from the process that started it
+  return int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]) / 1e3
+
+small, *pair = sys.argv[1:]
+assert verify(small, small).agree  # everything is imported
+before = peak_mb()
+assert verify(*pair).agree
+print(before, peak_mb())
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='peak memory is read from /proc')
+def test_memory_holds_a_few_tensors_whatever_the_stacks(folders, tmp_path):
+  """310 MB of bf16, three stacks of 100 MB, largest tensor 8.4 MB. Four threads hold two tensors each, and tensorstore what
+  it reads: 50 MB seen. One stack read whole on either side would pass the bound."""
+  config = odd_dict('thinking')
+  config['thinker_config']['text_config'] |= {
+    'hidden_size': 512, 'num_hidden_layers': 16, 'num_experts': 16, 'moe_intermediate_size': 384, 'vocab_size': 8192,
+  }  # fmt: skip
+  config['thinker_config']['vision_config'] |= {'out_hidden_size': 512}
+  config['thinker_config']['audio_config'] |= {'output_dim': 512}
+  shapes = published_shapes(parse_config(config))
+  large = write(tmp_path / 'large', {n: np.ones(s, ml_dtypes.bfloat16) for n, s in shapes.items()}, config, 10**9)
+  convert_to_jax(large, tmp_path / 'large_jax')
+  command = [sys.executable, '-c', MEASURE, *map(str, (folders['jax'], large, tmp_path / 'large_jax'))]
+  run = subprocess.run(command, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  before, peak = map(float, run.stdout.split()[-2:])
+  print(f'{before:.0f} MB before, {peak:.0f} MB at most')
+  assert peak - before < 100
