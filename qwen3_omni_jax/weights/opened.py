@@ -8,11 +8,10 @@ import numpy as np
 from ..config import OmniConfig, load_config
 from ..models.omni import omni_spec
 from ..nn.params import leaves
-from . import store
+from . import originals, plain_orbax, store
 from .names import Problems, report
-from .originals import read_original
 from .remote import local_folder
-from .safetensors import as_bytes
+from .safetensors import Shards, as_bytes, shards_of
 from .source import View, survey, views_of
 from .table import Tensor, copy_into, published
 from .work import refuse_unfinished
@@ -49,7 +48,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-  """What a folder holds. kind: 'published' or 'converted'."""
+  """What a folder holds. kind: 'published', 'converted', or 'orbax' (written by Orbax alone, as training leaves it)."""
 
   folder: pathlib.Path
   kind: str
@@ -73,21 +72,40 @@ class Opened:
     """The tensor in the published layout; nothing else is read. Raises ValueError if it is damaged, or not the one that
     was converted."""
     tensor = self.tensors[name]
-    return tensor.read(check=True) if isinstance(tensor, Piece) else tensor.read()
+    return tensor.read(check=self.kind == 'converted') if isinstance(tensor, Piece) else tensor.read()
+
+  def small_files(self) -> dict[str, pathlib.Path]:
+    """{published name: file} of what is to be copied beside the weights."""
+    if self.kind != 'orbax':
+      return originals.small_files(self.folder)
+    home = plain_orbax.config_folder(self.folder)
+    found = originals.small_files(home) if home else {}
+    return {name: path for name, path in found.items() if not plain_orbax.is_orbax_file(name)}
+
+  def original(self) -> Shards | None:
+    """The published files that the folder consists of, or was made from, if it tells."""
+    if self.kind == 'published':
+      return shards_of(self.folder)
+    return originals.read_original(self.folder)
 
 
-def open_checkpoint(folder: str | pathlib.Path, *, strict: bool = True) -> Opened:
-  """Opens a folder of either kind. No weights are read.
+def open_checkpoint(folder: str | pathlib.Path, *, cfg: OmniConfig | None = None, strict: bool = True) -> Opened:
+  """Opens a folder of any kind. No weights are read.
 
-  strict: raises ValueError with every mismatch between the weights and config.json; otherwise they are in `problems`
-  and what can be opened is. A folder without a valid config.json, or without any weights, is an error in both.
+  cfg: of an Orbax checkpoint that has no config.json in it or beside it. strict: raises ValueError with every mismatch
+  between the weights and config.json; otherwise they are in `problems` and what can be opened is.
+  A folder without a valid config.json, or without any weights, is an error in both.
   """
   folder = local_folder(folder)
   if not folder.is_dir():
     raise ValueError(f'{folder}: no such folder; expected a checkpoint')
   refuse_unfinished(folder)
-  cfg = load_config(folder)
-  opened = (_converted if store.is_converted(folder) else _published)(folder, cfg)
+  database = None if originals.is_kept_in(folder) else plain_orbax.find_database(folder)
+  if database is not None:
+    home = plain_orbax.config_folder(folder)
+    opened = _orbax(folder, database, load_config(home or folder) if home or cfg is None else cfg)
+  else:
+    opened = (_converted if store.is_converted(folder) else _published)(folder, load_config(folder))
   if strict:
     report(f'{folder}: the weights do not match config.json', **opened.problems)
   return opened
@@ -103,16 +121,28 @@ def _published(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
 
 
 def _converted(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
-  shapes = {path: param.shape for path, param in leaves(omni_spec(cfg))}
-  arrays = store.Arrays(folder, shapes, strict=False)
+  arrays = store.Arrays(folder, _shapes(cfg), strict=False)
+  original = originals.read_original(folder) if arrays.manifest.dtype is None else None
+  views = views_of({name: h for h in original.headers.values() for name in h.names()})[0] if original else {}
+  dtypes = {name: view.dtype for name, view in views.items()}
+  return _stacked(folder, 'converted', cfg, arrays, dtypes)
+
+
+def _orbax(folder: pathlib.Path, database: pathlib.Path, cfg: OmniConfig) -> Opened:
+  return _stacked(folder, 'orbax', cfg, plain_orbax.PlainArrays(folder, database, _shapes(cfg)), {})
+
+
+def _stacked(folder: pathlib.Path, kind: str, cfg: OmniConfig, arrays: store.Arrays, dtypes: dict[str, np.dtype]) -> Opened:
+  """Our arrays as published tensors. dtypes: of tensors that were published in another than they are stored in."""
+  shapes = _shapes(cfg)
   wanted = {name: tensor for name, tensor in published(cfg).items() if store.part_of(tensor.row.ours) in arrays.parts}
   usable = {path for path in arrays.paths() if path in shapes and arrays.shape(path) == shapes[path]}
-  original = read_original(folder) if arrays.manifest.dtype is None else None
-  views = views_of({name: h for h in original.headers.values() for name in h.names()})[0] if original else {}
   tensors: dict[str, View | Piece] = {
-    name: Piece(arrays, t, views[name].dtype if name in views else arrays.dtype(t.row.ours))
-    for name, t in wanted.items()
-    if t.row.ours in usable
+    name: Piece(arrays, t, dtypes.get(name, arrays.dtype(t.row.ours))) for name, t in wanted.items() if t.row.ours in usable
   }
   missing = tuple(name for name in wanted if name not in tensors)
-  return Opened(folder, 'converted', cfg, tensors, {}, missing, arrays.parts, arrays.problems)
+  return Opened(folder, kind, cfg, tensors, {}, missing, arrays.parts, arrays.problems)
+
+
+def _shapes(cfg: OmniConfig) -> dict[str, tuple[int, ...]]:
+  return {path: param.shape for path, param in leaves(omni_spec(cfg))}

@@ -20,6 +20,11 @@ _TAKEN = (MANIFEST, PARAMS, FOLDER)  # what these names mean in a converted fold
 _HEADER = '.header'
 
 
+def is_kept_in(folder: pathlib.Path) -> bool:
+  """Whether this folder was made by a conversion to jax (even if its manifest is lost)."""
+  return (folder / FOLDER).is_dir()
+
+
 def read_original(converted: pathlib.Path) -> Shards | None:
   """The files of the folder that a converted one was made from; None if it does not tell."""
   kept = converted / FOLDER

@@ -23,10 +23,9 @@ from .config_diff import changes
 from .load import as_dtype
 from .names import report
 from .opened import Opened, open_checkpoint
-from .originals import read_original, small_files
 from .progress import Progress
 from .remote import local_folder, local_target
-from .safetensors import INDEX, Shards, as_bytes, plan_shards, shards_of
+from .safetensors import INDEX, Shards, as_bytes, plan_shards
 from .spelling import Spelling
 from .store import part_of, read_manifest
 from .table import published
@@ -52,7 +51,8 @@ def convert_to_hf(
   """
   wanted, target = as_dtype(dtype), local_target(target)
   folders = [local_folder(folder) for folder in (source, base) if folder is not None]
-  whole = _Whole([open_checkpoint(folder) for folder in folders])
+  rest = [open_checkpoint(folder) for folder in folders[1:]]
+  whole = _Whole([open_checkpoint(folders[0], cfg=rest[0].cfg if rest else None), *rest])
   merge = None if adapter is None else Adapter(pathlib.Path(adapter), whole.cfg)
   signatures = {name: (wanted or opened.dtype(name), opened.shape(name)) for name, opened in whole.tensors.items()}
   spelling = Spelling(fused_experts, _is_alone(whole.small['config.json']))
@@ -60,6 +60,8 @@ def convert_to_hf(
   shards = next((s for s in whole.originals() if s.declared() == spelled), None) or plan_shards(spelled)
   where = {name: (file, header) for file, header in shards.headers.items() for name in header.names()}
   order = sorted(places, key=lambda name: (where[places[name][0]][0], _offset(places[name], where)))
+  if whole.opened[0].kind == 'orbax':  # whose chunks may hold many tensors: the table's order reads each of them once
+    order = list(places)
   sizes = {name: math.prod(signatures[name][1]) * spelled[places[name][0]][0].itemsize for name in order}
   identity = {
     'conversion': 'to-hf', 'dtype': dtype, 'fused_experts': fused_experts, 'tensors': len(sizes), 'bytes': sum(sizes.values()),
@@ -174,8 +176,8 @@ class _Whole:
     self.small: dict[str, pathlib.Path] = {}
     for folder in reversed(opened):
       self.tensors |= dict.fromkeys(folder.names(), folder)
-      self.small |= small_files(folder.folder)
-    self.small['config.json'] = larger.folder / 'config.json'
+      self.small |= folder.small_files()
+    self.small['config.json'] = (larger.small_files() or self.small)['config.json']
     self.tensors = {name: self.tensors[name] for name in published(self.cfg) if name in self.tensors}
     held = dict.fromkeys(part_of(published(self.cfg)[name].row.ours) for name in self.tensors)
     heading = f'{first.folder}: holds {", ".join(held)} alone; name the folder that has the rest as base (--base)'
@@ -183,7 +185,7 @@ class _Whole:
 
   def originals(self) -> list[Shards]:
     """The files that the folders came from, or are."""
-    found = [shards_of(o.folder) if o.kind == 'published' else read_original(o.folder) for o in self.opened]
+    found = [opened.original() for opened in self.opened]
     return [shards for shards in found if shards is not None]
 
   def converted_to(self) -> str | None:
