@@ -75,6 +75,9 @@ def verify(
     if value is not None and not 0 <= value < math.inf:
       raise ValueError(f'{name} {value}: expected 0 or more')
   left, right = open_checkpoint(a, strict=False), open_checkpoint(b, strict=False)
+  for opened in (left, right):
+    if numerics and opened.kind == 'orbax':
+      raise ValueError(f'{opened.folder}: a checkpoint of Orbax alone has no forward pass; compare without numerics')
   problems = {f'{kind}_in_{side}': list(names) for side, opened in (('A', left), ('B', right))
               for kind, names in opened.problems.items()}  # fmt: skip
   in_a, in_b = ({**opened.tensors, **opened.unknown} for opened in (left, right))

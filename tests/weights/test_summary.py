@@ -13,7 +13,7 @@ from qwen3_omni_jax.config import load_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.params import count
 from qwen3_omni_jax.weights.config_diff import diff, fields
-from qwen3_omni_jax.weights.summary import Unfinished, summarise
+from qwen3_omni_jax.weights.summary import Summary, Unfinished, summarise
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
 from qwen3_omni_jax.weights.work import Work
 
@@ -43,6 +43,17 @@ def test_parts_are_counted_alike_in_every_layout(plain, tensors, tmp_path):
   assert [s.kind for s in summaries] == ['published', 'published', 'converted']
   assert [s.layout.split(',')[0] for s in summaries] == ['a tensor per expert', 'experts fused', 'one array per parameter']
   assert 'thinker.model.layers.{0-3}.mlp.experts.{0-4}.up_proj.weight: [18, 52] bfloat16  (20)' in summaries[0].tree
+
+
+def test_a_broken_shard_is_told_beside_what_the_others_hold(tensors, tmp_path):
+  folder = write(tmp_path / 'hf', tensors, shard_bytes=300_000)
+  shard, other = sorted(folder.glob('*.safetensors'))[:2]
+  shard.write_bytes(shard.read_bytes()[:-5])
+  other.unlink()
+  summary = summarise(folder)
+  assert isinstance(summary, Summary) and set(summary.problems) == {'broken', 'missing'}
+  assert [f'{shard}: ' in summary.problems['broken'][0], f'{other}: no such file' in summary.problems['broken'][1]] == [True] * 2
+  assert summary.total.tensors == len(tensors) - len(summary.problems['missing']) > 0
 
 
 def test_what_is_missing_or_unknown_is_told(tensors, tmp_path):

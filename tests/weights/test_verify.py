@@ -195,6 +195,13 @@ def test_a_short_pass_of_every_network_agrees_and_notices_a_change(tiny_folder, 
   assert code == 1 and '  6 of different outputs:\n    audio output\n' in out
 
 
+def test_the_orbax_checkpoint_inside_agrees_but_cannot_be_run(folders):
+  params = folders['jax'] / 'params'
+  assert verify(params, folders['fused']).agree
+  with pytest.raises(ValueError, match='params: a checkpoint of Orbax alone has no forward pass; compare without numerics'):
+    verify(params, folders['fused'], numerics=True)
+
+
 def test_parts_agree_with_parts_and_not_with_the_whole(tiny_folder, tmp_path):
   for name in 'ab':
     convert_to_jax(tiny_folder, tmp_path / name, only=['audio', 'code2wav'])
