@@ -87,7 +87,7 @@ def _matched(found: dict[str, Shard], cfg: OmniConfig) -> tuple[dict[str, View],
 
 def views_of(tensors: Mapping[str, Header]) -> tuple[dict[str, View], list[str]]:
   """Every tensor under its published name, and the names that two tensors claim."""
-  alone = not any(name.startswith('thinker.') for name in tensors)
+  alone = not any(name.startswith(('thinker.', 'talker.', 'code2wav.')) for name in tensors)
   views: dict[str, View] = {}
   repeated = []
   for name, shard in tensors.items():
