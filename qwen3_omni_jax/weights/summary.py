@@ -110,7 +110,7 @@ def _layout(opened: Opened) -> str:
   experts = {bool(view.part) for view in views if '.mlp.experts.' in view.name}
   layouts = {frozenset(): 'no experts', frozenset({False}): 'a tensor per expert', frozenset({True}): 'experts fused'}
   layout = layouts.get(frozenset(experts), 'some experts fused, some not')
-  alone = views and not any(view.name.startswith('thinker.') for view in views)
+  alone = any(not view.name.startswith(('thinker.', 'talker.', 'code2wav.')) for view in views)
   return f'{layout}, a Thinker saved alone' if alone else layout
 
 
