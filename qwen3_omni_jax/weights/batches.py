@@ -5,11 +5,28 @@ import threading
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
+import numpy as np
+
 BATCH_BYTES = 64 * 2**20  # a batch is put on disk at once; smaller ones would spend more on that than on their data
 BATCH_TENSORS = 512
 WORKERS = max(2, min(8, (os.cpu_count() or 1) + 1))  # one waits for the disk; more than eight would only take memory
 
 Batch = list[str]
+
+
+_own = threading.local()
+
+
+def scratch(size: int) -> np.ndarray:
+  """Bytes that the calling thread gets again at its next call: the kernel clears every page of new memory first.
+
+  More than a batch is new memory, so that a thread does not keep it.
+  """
+  if size > BATCH_BYTES:
+    return np.empty(size, np.uint8)
+  if getattr(_own, 'memory', None) is None:
+    _own.memory = np.empty(BATCH_BYTES, np.uint8)
+  return _own.memory[:size]
 
 
 def share_out(sizes: dict[str, int], finished: Container[str] = ()) -> list[list[Batch]]:

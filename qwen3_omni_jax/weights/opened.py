@@ -1,6 +1,7 @@
 """A checkpoint folder of either kind, seen as published tensors: each is read alone, in the published layout."""
 
 import dataclasses
+import math
 import pathlib
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..nn.params import leaves
 from . import originals, plain_orbax, store
 from .names import Problems, report
 from .remote import local_folder
-from .safetensors import Shards, as_bytes, shards_of
+from .safetensors import Memory, Shards, as_bytes, shards_of
 from .source import View, survey, views_of
 from .table import Tensor, copy_into, published
 from .work import refuse_unfinished
@@ -29,12 +30,14 @@ class Piece:
   def shape(self) -> tuple[int, ...]:
     return self.tensor.shape
 
-  def read(self, check: bool = False) -> np.ndarray:
+  def read(self, check: bool = False, memory: Memory | None = None) -> np.ndarray:
     """The values; only this tensor's chunks are read, one after the other, so that a large one is not held twice.
 
     check: raises ValueError if they are not those that the manifest has the checksum of.
     """
-    out, digest, name = np.empty(self.shape, self.dtype), store.checksum(), self.tensor.name
+    size = math.prod(self.shape) * self.dtype.itemsize
+    out = (memory or _new)(size).view(self.dtype).reshape(self.shape)
+    digest, name = store.checksum(), self.tensor.name
     ours = self.tensor.to_ours(out)
     assert np.shares_memory(ours, out) or not out.size, f'{self.tensor.row.layout} must be a view'
     for start, piece in self.arrays.pieces(self.tensor.row.ours, self.tensor.index):
@@ -44,6 +47,10 @@ class Piece:
     if check and digest.hexdigest() != self.arrays.manifest.checksums.get(name):
       raise ValueError(f'{self.arrays.folder}: {name} is damaged (not the checksum in {store.MANIFEST}); convert again')
     return out
+
+
+def _new(size: int) -> np.ndarray:
+  return np.empty(size, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +75,11 @@ class Opened:
   def dtype(self, name: str) -> np.dtype:
     return self.tensors[name].dtype
 
-  def read(self, name: str) -> np.ndarray:
+  def read(self, name: str, memory: Memory | None = None) -> np.ndarray:
     """The tensor in the published layout; nothing else is read. Raises ValueError if it is damaged, or not the one that
     was converted."""
     tensor = self.tensors[name]
-    return tensor.read(check=self.kind == 'converted') if isinstance(tensor, Piece) else tensor.read()
+    return tensor.read(self.kind == 'converted', memory) if isinstance(tensor, Piece) else tensor.read(memory=memory)
 
   def small_files(self) -> dict[str, pathlib.Path]:
     """{published name: file} of what is to be copied beside the weights."""

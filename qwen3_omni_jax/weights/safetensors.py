@@ -10,7 +10,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +24,7 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100 * 2**20  # the format's own limit
 INDEX = 'model.safetensors.index.json'
+Memory = Callable[[int], np.ndarray]  # so many bytes, as an array of uint8
 
 
 class Header:
@@ -104,10 +105,11 @@ class Shard(Header):
       what = 'truncated or padded'
       raise ValueError(f'{path}: the header describes {self.size} bytes of data, the file has {size - len(self.raw)}: {what}')
 
-  def read(self, name: str, part: tuple[int | slice, ...] = ()) -> np.ndarray:
+  def read(self, name: str, part: tuple[int | slice, ...] = (), memory: Memory | None = None) -> np.ndarray:
     """The tensor, or a part of it: indices into its leading axes, of which the last may be a slice of step 1.
 
-    Reads only the bytes of the part. Raises ValueError if the file has become shorter since it was opened.
+    Reads only the bytes of the part. memory: gives bytes to read into; memory of its own otherwise. Raises ValueError if the
+    file has become shorter since it was opened.
     """
     dtype, shape, _, _ = self._entries[name]
     first = 0  # element of the tensor
@@ -116,9 +118,17 @@ class Shard(Header):
       first += rows.start * math.prod(shape[1:])
       shape = (len(rows), *shape[1:]) if isinstance(i, slice) else shape[1:]
     size = math.prod(shape) * dtype.itemsize
-    data = np.fromfile(self.path, np.uint8, size, offset=self.start(name) + first * dtype.itemsize)
-    if data.size != size:
-      raise ValueError(f'{self.path}: truncated since it was opened; tensor {name} needs {size} bytes, got {data.size}')
+    offset = self.start(name) + first * dtype.itemsize
+    if memory is None:
+      data = np.fromfile(self.path, np.uint8, size, offset=offset)
+      got = data.size
+    else:
+      data = memory(size)
+      with self.path.open('rb') as file:
+        file.seek(offset)
+        got = file.readinto(data.data)
+    if got != size:
+      raise ValueError(f'{self.path}: truncated since it was opened; tensor {name} needs {size} bytes, got {got}')
     return data.view(dtype).reshape(shape)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import OmniConfig
 from .names import report
-from .safetensors import Header, Shard, open_folder, survey_folder
+from .safetensors import Header, Memory, Shard, open_folder, survey_folder
 from .spelling import common_dtype, published_name, split
 from .table import published
 
@@ -35,16 +35,16 @@ class View:
   def dtype(self) -> np.dtype:
     return self.shard.dtype(self.name)
 
-  def read(self, rows: slice | None = None) -> np.ndarray:
-    """The values, or some rows of the first axis; only their bytes are read."""
+  def read(self, rows: slice | None = None, memory: Memory | None = None) -> np.ndarray:
+    """The values, or some rows of the first axis; only their bytes are read, into `memory` if given."""
     shard = self.shard
     assert isinstance(shard, Shard)
     if rows is None:
-      return shard.read(self.name, self.part)
+      return shard.read(self.name, self.part, memory)
     *outer, last = self.part or (None,)
     if isinstance(last, slice):
-      return shard.read(self.name, (*outer, slice(last.start + rows.start, last.start + rows.stop)))
-    return shard.read(self.name, (*self.part, rows))
+      return shard.read(self.name, (*outer, slice(last.start + rows.start, last.start + rows.stop)), memory)
+    return shard.read(self.name, (*self.part, rows), memory)
 
 
 def open_published(folder: pathlib.Path, cfg: OmniConfig) -> dict[str, View]:

@@ -271,14 +271,14 @@ def published(cfg: OmniConfig) -> dict[str, Tensor]:
   return tensors
 
 
-_TILE = 128  # elements a side: a tile's rows and columns both stay in a core's own cache
+_TILE = 64, 1024  # elements along the fastest axis of what is written, and of what is read: both stay in a core's cache
 
 
 def copy_into(out: np.ndarray, value: np.ndarray) -> None:
   """out[...] = value, either of which may be a transposed view; converts the dtype.
 
   Goes through a transpose in tiles: row by row, one of the two sides misses the cache with every element (250 MB/s at
-  the released sizes, where this gives over 1,000).
+  the released sizes, where this gives 2,500).
   """
   if out.dtype == value.dtype:  # numpy copies its own integers faster than a dtype it does not know
     out, value = (a.view(f'u{a.itemsize}') for a in (out, value))
@@ -286,10 +286,10 @@ def copy_into(out: np.ndarray, value: np.ndarray) -> None:
   if here == there:
     out[...] = value
     return
-  for i in range(0, out.shape[here], _TILE):
-    for j in range(0, out.shape[there], _TILE):
+  for i in range(0, out.shape[here], _TILE[0]):
+    for j in range(0, out.shape[there], _TILE[1]):
       tile: list[slice] = [slice(None)] * out.ndim
-      tile[here], tile[there] = slice(i, i + _TILE), slice(j, j + _TILE)
+      tile[here], tile[there] = slice(i, i + _TILE[0]), slice(j, j + _TILE[1])
       out[tuple(tile)] = value[tuple(tile)]
 
 

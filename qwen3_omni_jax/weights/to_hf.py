@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import OmniConfig
 from .adapter import Adapter
-from .batches import run, share_out
+from .batches import run, scratch, share_out
 from .config_diff import changes
 from .load import as_dtype
 from .names import report
@@ -82,7 +82,7 @@ def convert_to_hf(
         work.begin()
 
       def value(name: str) -> np.ndarray:
-        array = whole.tensors[name].read(name)
+        array = whole.tensors[name].read(name, scratch)
         if merge is not None:
           array = merge(name, array)
         return np.ascontiguousarray(array, spelled[places[name][0]][0])

@@ -8,7 +8,7 @@ from ..config import load_config
 from ..models.omni import omni_spec
 from ..nn.params import leaves
 from . import store
-from .batches import run, share_out
+from .batches import run, scratch, share_out
 from .load import as_dtype
 from .originals import keep_original
 from .progress import Progress
@@ -89,7 +89,7 @@ def _write(
     batch, finished = writer.batch(), []
     for name in names:
       tensor = tensors[name]
-      finished.append((name, batch.write(tensor.row.ours, tensor.index, tensor.to_ours(views[name].read()))))
+      finished.append((name, batch.write(tensor.row.ours, tensor.index, tensor.to_ours(views[name].read(memory=scratch)))))
       report.add(sizes[name])
     batch.commit()
     work.add(finished)

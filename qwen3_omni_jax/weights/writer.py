@@ -68,24 +68,23 @@ class Batch:
     self._transaction, self._size = ts.Transaction(), 0
 
   def write(self, path: str, index: tuple[int, ...], value: np.ndarray) -> str:
-    """One tensor, at `index` of the stacked axes; returns its checksum. `value` may be a transposed view."""
+    """One tensor, at `index` of the stacked axes; returns its checksum. `value` may be a transposed view;
+    it is copied."""
     slot, digest = self._writer.slots[path], checksum()
     chunk_rows = slot.chunk[slot.stacked]
     chunk_bytes = math.prod(slot.chunk) * slot.dtype.itemsize
     rows = chunk_rows * max(1, CHUNK_BYTES // max(chunk_bytes, 1))  # whole chunks only
     for start in range(0, len(value), rows):
       part = value[start : start + rows]
-      if not (part.flags.c_contiguous and part.dtype == slot.dtype):
-        copy = np.empty(part.shape, slot.dtype)
-        copy_into(copy, part)
-        part = copy
-      digest.update(as_bytes(part))
+      piece = np.empty(part.shape, slot.dtype)
+      copy_into(piece, part)
+      digest.update(as_bytes(piece))
       try:
-        array = self._writer._arrays[path].with_transaction(self._transaction)
-        array[index][start : start + len(part)].write(part).result()
+        array = self._writer._arrays[path].with_transaction(self._transaction)[index][start : start + len(piece)]
+        array.write(piece, can_reference_source_data_indefinitely=True).result()
       except DAMAGED as error:
         raise self._failure(error) from error
-      self._size += part.nbytes
+      self._size += piece.nbytes
       if self._size >= COMMIT_BYTES and start + rows < len(value):
         self.commit()
     return digest.hexdigest()
