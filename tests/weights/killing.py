@@ -41,9 +41,10 @@ def main(direction: str, source: str, folder: str, kills: str, seed: str) -> Non
       time.sleep(seconds)
       os.kill(child, signal.SIGKILL)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {
-      'how': {0: 'finished', -signal.SIGKILL: 'killed'}[ended], 'finished_before': finished, 'read': log.read_text().split(),
-    }  # fmt: skip
+    how = {0: 'finished', -signal.SIGKILL: 'killed'}[ended]
+    if target.is_dir() and not target.with_name(f'{target.name}.partial').exists():
+      how = 'finished'  # killed with nothing left to do: another run would rightly find a target that is not empty
+    return {'how': how, 'finished_before': finished, 'read': log.read_text().split()}
 
   started = time.monotonic()
   print(json.dumps(run(root / 'undisturbed', None)), flush=True)
