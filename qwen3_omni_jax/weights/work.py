@@ -23,13 +23,17 @@ _FORMAT = 'qwen3_omni_jax conversion 1'
 Identity = dict[str, Any]  # JSON values only: what is converted, from which files, with which options
 
 
+class NoSpace(ValueError):
+  """The disk is too full: says nothing against what is finished."""
+
+
 class Work:
   """The place where a target is made. With another run's work for the same identity, it goes on from there.
 
   finished: {tensor: what was said of it}. begun: whether `data` has been set up (otherwise it is there, and empty).
   complete: the target was made by an earlier run that was killed while cleaning up; nothing is left to do.
   Raises ValueError if the target is not empty, `TARGET.partial` is something else, or another process works there.
-  Use it as a context: a ValueError (the source is bad) removes the work, anything else (Ctrl-C, a full disk) leaves it.
+  Use it as a context: a ValueError (the source is bad) removes the work; anything else (Ctrl-C, a full disk) leaves it.
   """
 
   def __init__(self, target: pathlib.Path, identity: Identity):
@@ -80,7 +84,7 @@ class Work:
     shutil.rmtree(self.folder)
 
   def require_space(self, size: int) -> None:
-    """Raises ValueError if the disk does not have that many bytes."""
+    """Raises NoSpace if the disk does not have that many bytes."""
     _require_space(self.target, self.folder, size)
 
   def _append(self, lines: Iterable[Any]) -> None:
@@ -93,7 +97,8 @@ class Work:
 
   def __exit__(self, kind, error, trace) -> None:
     self._file.close()
-    if isinstance(error, ValueError) and self.folder.exists():
+    useful = isinstance(error, NoSpace) and self.finished
+    if isinstance(error, ValueError) and not useful and self.folder.exists():
       shutil.rmtree(self.folder)
 
 
@@ -138,7 +143,7 @@ def _require_space(target: pathlib.Path, folder: pathlib.Path, size: int) -> int
     folder = folder.parent
   free = shutil.disk_usage(folder).free
   if free < size:
-    raise ValueError(f'{target}: takes {size / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB free')
+    raise NoSpace(f'{target}: takes {size / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB free')
   return free
 
 

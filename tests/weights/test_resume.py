@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -165,6 +166,20 @@ def test_work_for_another_source_or_options_is_begun_anew(plain, tmp_path, monke
   (plain / 'new_file.txt').unlink()
   to_jax.convert_to_jax(plain, tmp_path / 'jax')
   assert_same(load_params(tmp_path / 'jax'), load_params(plain))
+
+
+def test_a_disk_that_is_full_by_now_does_not_cost_what_is_finished(plain, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(batches, 'BATCH_TENSORS', 8)
+    kill_at(patch, Work, 'add', 20, False)
+    to_jax.convert_to_jax(plain, tmp_path / 'jax')
+  finished = read_journal(tmp_path / 'jax.partial')[1]
+  assert finished
+  usage = shutil.disk_usage(tmp_path)
+  with monkeypatch.context() as patch, pytest.raises(ValueError, match=r'the disk has 0\.0 GB free'):
+    patch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=10_000))
+    to_jax.convert_to_jax(plain, tmp_path / 'jax')
+  assert read_journal(tmp_path / 'jax.partial')[1] == finished
 
 
 def test_two_processes_do_not_work_on_one_target(tmp_path):
