@@ -9,7 +9,7 @@ import numpy as np
 
 BATCH_BYTES = 64 * 2**20  # a batch is put on disk at once; smaller ones would spend more on that than on their data
 BATCH_TENSORS = 512
-WORKERS = max(2, min(8, (os.cpu_count() or 1) + 1))  # one waits for the disk; more than eight would only take memory
+WORKERS = max(2, min(6, (os.cpu_count() or 1) + 2))  # two wait for the disk; each takes up to 200 MB
 
 Batch = list[str]
 
