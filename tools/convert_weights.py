@@ -1,19 +1,35 @@
-"""`qwen3-omni convert`: published weights to a checkpoint that jax restores onto any mesh, in little memory."""
+"""`qwen3-omni convert`: published weights to a checkpoint that jax restores onto any mesh, and back, in little memory."""
 
 import argparse
-import pathlib
 import sys
+
+PARTS = ('audio', 'vision', 'thinker', 'talker', 'code2wav')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+  from .compare_weights import add_directions  # here, so that this file also runs as a script
+
   directions = parser.add_subparsers(dest='direction', required=True, metavar='DIRECTION')
   to_jax = directions.add_parser('to-jax', help='published layout to a converted folder')
-  to_jax.add_argument('--from', dest='source', required=True, metavar='HF_DIR', help='folder in the published layout')
-  to_jax.add_argument('--to', dest='target', required=True, metavar='DIR', help='new folder')
-  to_jax.add_argument(
+  _add_common(to_jax, 'folder in the published layout, or hub id (org/name)')
+  to_jax.add_argument('--only', nargs='+', choices=PARTS, metavar='PART', default=(), help=f'{", ".join(PARTS)} (default: all)')
+  to_jax.set_defaults(action=_to_jax)
+  to_hf = directions.add_parser('to-hf', help='any checkpoint to the published layout, for transformers, vLLM and others')
+  _add_common(to_hf, 'checkpoint folder of any kind, or hub id')
+  to_hf.add_argument('--fused-experts', action='store_true', help='names and experts as transformers 5 keeps them in memory')
+  to_hf.add_argument('--adapter', metavar='DIR', help='LoRA adapter (PEFT folder) to merge')
+  to_hf.add_argument('--base', metavar='DIR', help='folder of the parts that --from does not hold')
+  to_hf.set_defaults(action=_to_hf)
+  add_directions(directions)
+
+
+def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
+  parser.add_argument('--from', dest='source', required=True, metavar='DIR', help=source)
+  parser.add_argument('--to', dest='target', required=True, metavar='DIR', help='new folder; a second run goes on in it')
+  parser.add_argument(
     '--dtype', choices=('bfloat16', 'float16', 'float32'), help='store the weights as this (default: as they are)'
   )
-  to_jax.set_defaults(action=_to_jax)
+  parser.add_argument('--dry-run', action='store_true', help='say what would be done, check the disk space, write nothing')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,7 +39,17 @@ def run(args: argparse.Namespace) -> int:
 def _to_jax(args: argparse.Namespace) -> int:
   from ..weights.to_jax import convert_to_jax
 
-  convert_to_jax(pathlib.Path(args.source), pathlib.Path(args.target), args.dtype, progress=True)
+  convert_to_jax(args.source, args.target, args.dtype, only=args.only, dry_run=args.dry_run, progress=True)
+  return 0
+
+
+def _to_hf(args: argparse.Namespace) -> int:
+  from ..weights.to_hf import convert_to_hf
+
+  convert_to_hf(
+    args.source, args.target, dtype=args.dtype, fused_experts=args.fused_experts, adapter=args.adapter, base=args.base,
+    dry_run=args.dry_run, progress=True,
+  )  # fmt: skip
   return 0
 
 

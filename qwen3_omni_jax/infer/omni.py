@@ -20,6 +20,7 @@ from ..models.omni import omni_spec
 from ..shapes import Params
 from ..sharding import make_mesh, mesh_shape, param_shardings
 from ..weights.load import load_params
+from ..weights.remote import located
 from . import decode
 from . import speech as device
 from .collate import Batch, bucket, collate
@@ -81,7 +82,7 @@ class Omni:
     media_root: str | pathlib.Path | None = None,
     mesh: Mesh | str | None = None,
   ) -> 'Omni':
-    """Loads a checkpoint folder: published Hugging Face layout or converted.
+    """Loads a checkpoint: a folder in the published layout or converted, a hub id, or a converted folder at a gs:// or s3:// URL.
 
     dtype: of weights and activations, 'bfloat16' or 'float32'. speech: load the Talker, code predictor and Code2Wav too, if the
     checkpoint has them. media_root: if given, media paths in conversations must lie inside it. mesh: of the devices to load
@@ -90,10 +91,11 @@ class Omni:
     """
     if dtype not in ('bfloat16', 'float32'):
       raise ValueError(f"dtype '{dtype}': expected 'bfloat16' or 'float32'")
-    cfg = load_config(folder)
-    processor = Processor.from_folder(folder, media_root=media_root)
-    defaults = GenerationDefaults.from_folder(folder, cfg.im_end_token_id)
-    voice = Voice.from_folder(folder)
+    with located(folder) as place:
+      cfg = load_config(place.folder)
+      processor = Processor.from_folder(place.folder, media_root=media_root)
+      defaults = GenerationDefaults.from_folder(place.folder, cfg.im_end_token_id)
+      voice = Voice.from_folder(place.folder)
     parts = ('audio', 'vision', 'thinker')
     if speech and cfg.talker is not None:
       parts += ('talker', 'code_predictor', 'code2wav')

@@ -1,7 +1,14 @@
-"""Parameters into memory, from a published or a converted folder: the same arrays bit for bit."""
+"""Parameters into memory, from a published or a converted folder: the same arrays bit for bit.
 
+A host reads what its own devices need, once: for every array it makes the pieces that they will hold, then goes through
+the published tensors (in a converted folder: their chunks) of which some piece needs a part.
+"""
+
+import functools
+import itertools
 import pathlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import ml_dtypes
@@ -12,13 +19,18 @@ from ..models.omni import omni_spec
 from ..nn.params import leaves
 from ..shapes import Params
 from . import store
+from .remote import Place, located
 from .source import open_published, stored_dtypes
 from .table import copy_into, published
+from .work import refuse_unfinished
 
 DTYPES = {'bfloat16': np.dtype(ml_dtypes.bfloat16), 'float16': np.dtype(np.float16), 'float32': np.dtype(np.float32)}
+WORKERS = 4  # tensors read at once, so that waiting for the disk and copying overlap
 
-Index = tuple[slice, ...]
-Reader = Callable[[str, Index], np.ndarray]  # (path, slices of the full shape) -> that part of the array
+Index = tuple[int, ...]  # of one published tensor, in the stacked axes of our array
+Box = tuple[tuple[int, int], ...]  # (start, stop) along every axis
+Pieces = dict[Box, np.ndarray]
+Reader = Callable[[str, Index, tuple[slice, ...]], np.ndarray]  # (path, index, slices of the other axes) -> that part
 
 
 def load_params(
@@ -29,35 +41,48 @@ def load_params(
   parts: tuple[str, ...] | None = None,
   shardings: Params | None = None,
 ) -> Params:
-  """The parameter tree of a checkpoint folder of either kind.
+  """The parameter tree of a checkpoint: a folder of either kind, a hub id, or a converted folder at a gs:// or s3:// URL.
 
   dtype: convert to this ('bfloat16', 'float32'); None keeps what is stored. parts: only these top-level parts, e.g.
   ('thinker', 'audio'). shardings: a tree of jax shardings like the parameters (of those parts at least); each host then
   reads only its shards, and the leaves are jax arrays. Without it they are numpy arrays.
   Raises ValueError listing every tensor that is missing, unknown, mis-shaped or damaged.
   """
-  folder = pathlib.Path(folder)
+  with located(folder) as place:
+    return _load(place, cfg, dtype, parts, shardings)
+
+
+def _load(
+  place: Place, cfg: OmniConfig | None, dtype: str | None, parts: tuple[str, ...] | None, shardings: Params | None
+) -> Params:
+  folder = place.folder
   if not folder.is_dir():
     raise ValueError(f'{folder}: no such folder; expected a checkpoint')
+  refuse_unfinished(folder)
   cfg = cfg or load_config(folder)
   spec = omni_spec(cfg)
   for part in parts or ():
     if part not in spec:
       raise ValueError(f'{folder}: this checkpoint has no {part}; it has {", ".join(spec)}')
-  read = (_converted if store.is_converted(folder) else _published)(folder, cfg, as_dtype(dtype))
+  wanted = as_dtype(dtype)
+  read, dtypes = (_converted if place.converted else _published)(place, cfg)
+  held = {store.part_of(path) for path in dtypes}
+  if lacking := [part for part in parts or spec if part not in held]:
+    there = ', '.join(part for part in spec if part in held)
+    raise ValueError(f'{folder}: holds {there} alone, not {", ".join(lacking)}; ask for these parts, or convert the rest')
+  stacked = {tensor.row.ours: len(tensor.index) for tensor in published(cfg).values()}
   tree: Params = {}
-  for path, param in leaves(spec):
-    if parts is not None and path.split('/')[0] not in parts:
-      continue
-    if shardings is None:
-      array = read(path, tuple(slice(0, n) for n in param.shape))
-    else:
-      array = _sharded(read, path, param.shape, _lookup(shardings, path))
-    *parents, name = path.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = array
+  with ThreadPoolExecutor(WORKERS) as pool:
+    for path, param in leaves(spec):
+      if parts is not None and store.part_of(path) not in parts:
+        continue
+      fill = functools.partial(_fill, stacked[path], functools.partial(read, path), pool)
+      sharding = None if shardings is None else _lookup(shardings, path)
+      *parents, name = path.split('/')
+      node = tree
+      for parent in parents:
+        node = node.setdefault(parent, {})
+      node[name] = _array(param.shape, wanted or dtypes[path], sharding, fill)
   return tree
 
 
@@ -68,17 +93,39 @@ def as_dtype(name: str | None) -> np.dtype | None:
   return None if name is None else DTYPES[name]
 
 
-def _sharded(read: Reader, path: str, shape: tuple[int, ...], sharding) -> jax.Array:
-  """The array on its devices; a shard that several devices hold is read once."""
-  shards: dict[tuple, np.ndarray] = {}
+def _array(shape: tuple[int, ...], dtype: np.dtype, sharding, fill: Callable[[Pieces], None]):
+  """Whole in numpy, or on the devices of a sharding; a piece that several of them hold is made once."""
+  whole = (slice(None),) * len(shape)
+  held = [whole] if sharding is None else sharding.addressable_devices_indices_map(shape).values()
+  pieces = {box: np.empty([stop - start for start, stop in box], dtype) for box in {_box(index, shape) for index in held}}
+  fill(pieces)
+  piece = lambda index: pieces[_box(index, shape)]
+  return piece(whole) if sharding is None else jax.make_array_from_callback(shape, sharding, piece)
 
-  def shard(index) -> np.ndarray:
-    bounds = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
-    if bounds not in shards:
-      shards[bounds] = read(path, tuple(slice(start, stop) for start, stop, _ in bounds))
-    return shards[bounds]
 
-  return jax.make_array_from_callback(shape, sharding, shard)
+def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
+  bounds = (s.indices(n) for s, n in zip(index, shape, strict=True))
+  return tuple((start, stop) for start, stop, _ in bounds)
+
+
+def _fill(stacked: int, read: Callable[[Index, tuple[slice, ...]], np.ndarray], pool: ThreadPoolExecutor, pieces: Pieces) -> None:
+  """Fills pieces of one array, reading of each published tensor the range that they span, once."""
+  wanted: dict[Index, list[Box]] = {}
+  for box in pieces:
+    for index in itertools.product(*(range(*bounds) for bounds in box[:stacked])):
+      wanted.setdefault(index, []).append(box)
+
+  def fill(index: Index) -> None:
+    boxes = wanted[index]
+    spans = [(min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*(b[stacked:] for b in boxes), strict=True)]
+    value = read(index, tuple(slice(*span) for span in spans))
+    for box in boxes:
+      at = tuple(i - start for i, (start, _) in zip(index, box, strict=False))
+      inner = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(box[stacked:], spans, strict=True))
+      copy_into(pieces[box][at], value[inner])
+
+  for _ in pool.map(fill, wanted):
+    pass
 
 
 def _lookup(tree: Params, path: str):
@@ -87,28 +134,19 @@ def _lookup(tree: Params, path: str):
   return tree
 
 
-def _published(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None) -> Reader:
-  views = open_published(folder, cfg)
-  dtypes = stored_dtypes(views, cfg)
-  members: dict[str, dict[tuple[int, ...], str]] = {}
-  tensors = published(cfg)
-  for name, tensor in tensors.items():
-    members.setdefault(tensor.row.ours, {})[tensor.index] = name
+def _published(place: Place, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
+  views = open_published(place.folder, cfg)
+  tensors = {(tensor.row.ours, tensor.index): tensor for tensor in published(cfg).values()}
 
-  def read(path: str, index: Index) -> np.ndarray:
-    names = members[path]
-    stacked = len(next(iter(names)))
-    ranges = [range(s.start, s.stop) for s in index]
-    out = np.empty([len(r) for r in ranges], dtype or dtypes[path])
-    for where in np.ndindex(*out.shape[:stacked]):
-      name = names[tuple(r[i] for r, i in zip(ranges, where, strict=False))]
-      value = tensors[name].to_ours(views[name].read())  # beside `out`, one published tensor is in memory
-      copy_into(out[where], value[index[stacked:]])
-    return out
+  def read(path: str, index: Index, inner: tuple[slice, ...]) -> np.ndarray:
+    tensor = tensors[path, index]
+    rows, part, rest = tensor.part(inner)
+    return part.to_ours(views[tensor.name].read(rows))[rest]
 
-  return read
+  return read, stored_dtypes(views, cfg)
 
 
-def _converted(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None) -> Reader:
-  arrays = store.Arrays(folder, {path: param.shape for path, param in leaves(omni_spec(cfg))})
-  return lambda path, index: arrays.read(path, index, dtype)
+def _converted(place: Place, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
+  shapes = {path: param.shape for path, param in leaves(omni_spec(cfg))}
+  arrays = store.Arrays(place.folder, shapes, params=place.params)
+  return lambda path, index, inner: arrays.read(path, (*index, *inner)), {path: arrays.dtype(path) for path in arrays.paths()}

@@ -5,7 +5,9 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+Problems = Mapping[str, Sequence[str]]  # kind ('missing', 'of_another_shape'): names, or names with what is wrong
 
 _NUMBER = re.compile(r'(?<![0-9])(0|[1-9][0-9]{0,17})(?![0-9])')  # no leading zeros, so that printing gives it back
 
@@ -52,9 +54,14 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def report(heading: str, **problems: Sequence[str]) -> None:
   """Raises ValueError listing every problem under its kind (`missing=`, `unknown=`, ...); returns if there is none."""
-  lines = [heading]
+  if lines := told(problems):
+    raise ValueError('\n'.join([heading, *lines]))
+
+
+def told(problems: Problems) -> list[str]:
+  """The lines of a report: each kind with its count, then the names."""
+  lines = []
   for kind, names in problems.items():
     if names:
       lines += [f'  {len(names)} {kind.replace("_", " ")}:', *(f'    {line}' for line in compress(names))]
-  if len(lines) > 1:
-    raise ValueError('\n'.join(lines))
+  return lines

@@ -5,11 +5,12 @@ bytes asked for are read, into memory of their own: pages of a memory map would 
 them back.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -23,32 +24,26 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100 * 2**20  # the format's own limit
 INDEX = 'model.safetensors.index.json'
+Memory = Callable[[int], np.ndarray]  # so many bytes, as an array of uint8
 
 
-class Shard:
-  """One safetensors file, opened for reading. Raises ValueError naming the file if anything about it is not right."""
+class Header:
+  """What a safetensors file holds and where. Raises ValueError naming the file if anything about it is not right.
 
-  def __init__(self, path: pathlib.Path):
-    self.path = path
-    if not path.is_file():
-      raise ValueError(f'{path}: no such file')
-    size = path.stat().st_size
-    with path.open('rb') as file:
-      start = file.read(8)
-      length = int.from_bytes(start, 'little')
-      if len(start) < 8 or length > min(_MAX_HEADER, size - 8):
-        raise ValueError(f'{path}: not a safetensors file (its header claims {length} of {size} bytes)')
-      header = file.read(length)
+  raw: the start of the file, up to the data. size: bytes of data.
+  """
+
+  def __init__(self, path: pathlib.Path, raw: bytes):
+    self.path, self.raw = path, raw
     try:
-      entries = json.loads(header, object_pairs_hook=_no_duplicates)
+      entries = json.loads(raw[8:], object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as e:
       raise ValueError(f'{path}: broken safetensors header ({e})') from e
     if not isinstance(entries, dict):
       raise ValueError(f'{path}: broken safetensors header: expected an object, found {type(entries).__name__}')
     entries.pop('__metadata__', None)
-    self._start = 8 + length
     self._entries = {name: self._check(name, entry) for name, entry in entries.items()}
-    self._check_offsets(size - self._start)
+    self.size = self._check_offsets()
 
   def _check(self, name: str, entry) -> tuple[np.dtype, tuple[int, ...], int, int]:
     def fail(what):
@@ -69,17 +64,15 @@ class Shard:
       fail(f'shape {shape} of {dtype} takes {size} bytes, its offsets span {end - begin}')
     return DTYPES[dtype], tuple(shape), begin, end
 
-  def _check_offsets(self, size: int) -> None:
-    """The tensors must tile the data exactly: no gap, no overlap, no end beyond the file."""
+  def _check_offsets(self) -> int:
+    """The tensors must tile the data exactly: no gap, no overlap. Returns where they end."""
     at = 0
     for name, (_, _, begin, end) in sorted(self._entries.items(), key=lambda item: (item[1][2], item[1][3])):
       if begin != at:
         what = 'overlapping or missing data'
         raise ValueError(f'{self.path}: tensor {name[:200]} starts at byte {begin}, expected {at}: {what}')
       at = end
-    if at != size:
-      what = 'truncated or padded'
-      raise ValueError(f'{self.path}: the header describes {at} bytes of data, the file has {size}: {what}')
+    return at
 
   def names(self) -> list[str]:
     return list(self._entries)
@@ -90,21 +83,52 @@ class Shard:
   def dtype(self, name: str) -> np.dtype:
     return self._entries[name][0]
 
-  def read(self, name: str, part: tuple[int | slice, ...] = ()) -> np.ndarray:
+  def start(self, name: str) -> int:
+    """Where the tensor starts in the file."""
+    return len(self.raw) + self._entries[name][2]
+
+
+class Shard(Header):
+  """One safetensors file, opened for reading. Raises ValueError as Header does."""
+
+  def __init__(self, path: pathlib.Path):
+    if not path.is_file():
+      raise ValueError(f'{path}: no such file')
+    size = path.stat().st_size
+    with path.open('rb') as file:
+      start = file.read(8)
+      length = int.from_bytes(start, 'little')
+      if len(start) < 8 or length > min(_MAX_HEADER, size - 8):
+        raise ValueError(f'{path}: not a safetensors file (its header claims {length} of {size} bytes)')
+      super().__init__(path, start + file.read(length))
+    if self.size != size - len(self.raw):
+      what = 'truncated or padded'
+      raise ValueError(f'{path}: the header describes {self.size} bytes of data, the file has {size - len(self.raw)}: {what}')
+
+  def read(self, name: str, part: tuple[int | slice, ...] = (), memory: Memory | None = None) -> np.ndarray:
     """The tensor, or a part of it: indices into its leading axes, of which the last may be a slice of step 1.
 
-    Reads only the bytes of the part. Raises ValueError if the file has become shorter since it was opened.
+    Reads only the bytes of the part. memory: gives bytes to read into; memory of its own otherwise. Raises ValueError if the
+    file has become shorter since it was opened.
     """
-    dtype, shape, begin, _ = self._entries[name]
+    dtype, shape, _, _ = self._entries[name]
     first = 0  # element of the tensor
     for i in part:
       rows = range(*i.indices(shape[0])) if isinstance(i, slice) else range(i, i + 1)
       first += rows.start * math.prod(shape[1:])
       shape = (len(rows), *shape[1:]) if isinstance(i, slice) else shape[1:]
     size = math.prod(shape) * dtype.itemsize
-    data = np.fromfile(self.path, np.uint8, size, offset=self._start + begin + first * dtype.itemsize)
-    if data.size != size:
-      raise ValueError(f'{self.path}: truncated since it was opened; tensor {name} needs {size} bytes, got {data.size}')
+    offset = self.start(name) + first * dtype.itemsize
+    if memory is None:
+      data = np.fromfile(self.path, np.uint8, size, offset=offset)
+      got = data.size
+    else:
+      data = memory(size)
+      with self.path.open('rb') as file:
+        file.seek(offset)
+        got = file.readinto(data.data)
+    if got != size:
+      raise ValueError(f'{self.path}: truncated since it was opened; tensor {name} needs {size} bytes, got {got}')
     return data.view(dtype).reshape(shape)
 
 
@@ -119,6 +143,18 @@ def _no_duplicates(pairs):
 
 def open_folder(folder: pathlib.Path) -> dict[str, Shard]:
   """{tensor name: the shard that holds it} of a checkpoint folder, with or without an index file."""
+  found, problems = survey_folder(folder)
+  if broken := problems.pop('broken'):
+    raise ValueError('\n'.join(broken))
+  report(f'{folder}: index and shards disagree', **problems)
+  return found
+
+
+def survey_folder(folder: pathlib.Path) -> tuple[dict[str, Shard], dict[str, list[str]]]:
+  """What open_folder gives, as far as it goes, and what is wrong by kind: broken (shards), repeated, misplaced, lost.
+
+  Raises ValueError only if there are no weights or the index cannot be understood.
+  """
   index = folder / INDEX
   if index.is_file():
     names = _read_index(index)
@@ -128,14 +164,13 @@ def open_folder(folder: pathlib.Path) -> dict[str, Shard]:
       raise ValueError(f'{folder}: no safetensors files; expected {INDEX} with its shards, or model.safetensors')
     names = None
   shards: dict[str, Shard] = {}
-  broken = []
+  broken, absent = [], set()
   for file in sorted(set(names.values())) if names else [f.name for f in files]:
     try:
       shards[file] = Shard(folder / file)
     except ValueError as error:
       broken.append(str(error))
-  if broken:
-    raise ValueError('\n'.join(broken))
+      absent.add(file)
   found: dict[str, Shard] = {}
   repeated, misplaced = [], []
   for file, shard in shards.items():
@@ -146,9 +181,8 @@ def open_folder(folder: pathlib.Path) -> dict[str, Shard]:
       if names is not None and names.get(tensor) != file:
         misplaced.append(f'{tensor}: in {file}, but the index says {names.get(tensor, "nothing about it")}')
   lost = [f'{tensor}: the index says {file}, but it is not there' for tensor, file in (names or {}).items()
-          if tensor not in found]  # fmt: skip
-  report(f'{folder}: index and shards disagree', repeated=repeated, misplaced=misplaced, lost=lost)
-  return found
+          if tensor not in found and file not in absent]  # fmt: skip
+  return found, {'broken': broken, 'repeated': repeated, 'misplaced': misplaced, 'lost': lost}
 
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:
@@ -166,16 +200,29 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
   return weight_map
 
 
-Declared = dict[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of every tensor, in the order of writing
+Declared = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of every tensor, in the order of writing
 
 
-def write_shards(
-  folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shapes: Declared, shard_bytes: int = 5 * 10**9
-) -> None:
-  """Writes numbered shards, then their index. Memory holds one tensor.
+@dataclasses.dataclass(frozen=True)
+class Shards:
+  """The files of a checkpoint without their values. headers: by file name. index: that file, None where there is none."""
 
-  tensors: the values, in the order of `shapes`. Raises ValueError if they are not exactly those declared.
-  """
+  headers: dict[str, Header]
+  index: bytes | None
+
+  def declared(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    return {name: (h.dtype(name), h.shape(name)) for h in self.headers.values() for name in h.names()}
+
+
+def shards_of(folder: pathlib.Path) -> Shards:
+  """Of a published folder."""
+  shards = {shard.path.name: shard for shard in open_folder(folder).values()}
+  index = folder / INDEX
+  return Shards(dict(sorted(shards.items())), index.read_bytes() if index.is_file() else None)
+
+
+def plan_shards(shapes: Declared, shard_bytes: int = 5 * 10**9) -> Shards:
+  """Numbered shards of at most that size (but for larger tensors), with an index."""
   groups: list[list[str]] = [[]]
   total = room = 0
   for name, (dtype, shape) in shapes.items():
@@ -186,20 +233,14 @@ def write_shards(
     groups[-1].append(name)
     room += size
     total += size
-  files = [f'model-{i + 1:05d}-of-{len(groups):05d}.safetensors' for i in range(len(groups))]
-  values = iter(tensors)
-  for file, names in zip(files, groups, strict=True):
-    _write_shard(folder / file, names, shapes, values)
-  if (extra := next(values, None)) is not None:
-    raise ValueError(f'{folder}: got {extra[0]} after the last declared tensor')
-  weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
+  files = {f'model-{i + 1:05d}-of-{len(groups):05d}.safetensors': names for i, names in enumerate(groups)}
+  weight_map = {name: file for file, names in files.items() for name in names}
   index = {'metadata': {'total_size': total}, 'weight_map': dict(sorted(weight_map.items()))}
-  (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
+  headers = {file: Header(pathlib.Path(file), _header(names, shapes)) for file, names in files.items()}
+  return Shards(headers, (json.dumps(index, indent=2) + '\n').encode())
 
 
-def _write_shard(
-  path: pathlib.Path, names: list[str], shapes: Declared, values: Iterator[tuple[str, np.ndarray]]
-) -> None:
+def _header(names: list[str], shapes: Declared) -> bytes:
   header: dict[str, dict] = {'__metadata__': {'format': 'pt'}}
   at = 0
   for name in names:
@@ -209,12 +250,33 @@ def _write_shard(
     at = end
   encoded = json.dumps(header, separators=(',', ':')).encode()
   encoded += b' ' * (-len(encoded) % 8)  # data starts at a multiple of 8 bytes
-  with path.open('wb') as file:
-    file.write(len(encoded).to_bytes(8, 'little') + encoded)
-    for expected in names:
-      name, array = next(values, ('nothing', np.zeros(0)))
-      dtype, shape = shapes[expected]
-      if name != expected or array.shape != tuple(shape):
-        raise ValueError(f'{path}: expected {expected} {list(shape)} next, got {name} {list(array.shape)}')
-      array = np.ascontiguousarray(array, dtype)
-      file.write(array.reshape(-1).view(np.uint8).data)
+  return len(encoded).to_bytes(8, 'little') + encoded
+
+
+def write_shards(
+  folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shapes: Declared, shard_bytes: int = 5 * 10**9
+) -> None:
+  """Writes numbered shards, then their index. Memory holds one tensor.
+
+  tensors: the values, in the order of `shapes`. Raises ValueError if they are not exactly those declared.
+  """
+  plan = plan_shards(shapes, shard_bytes)
+  values = iter(tensors)
+  for file, header in plan.headers.items():
+    with (folder / file).open('wb') as out:
+      out.write(header.raw)
+      for expected in header.names():
+        name, array = next(values, ('nothing', np.zeros(0)))
+        dtype, shape = shapes[expected]
+        if name != expected or array.shape != tuple(shape):
+          found = f'{name} {list(array.shape)}'
+          raise ValueError(f'{folder / file}: expected {expected} {list(shape)} next, got {found}')
+        out.write(as_bytes(np.ascontiguousarray(array, dtype)))
+  if (extra := next(values, None)) is not None:
+    raise ValueError(f'{folder}: got {extra[0]} after the last declared tensor')
+  (folder / INDEX).write_bytes(plan.index or b'')
+
+
+def as_bytes(array: np.ndarray) -> memoryview:
+  """The memory of a contiguous array."""
+  return array.reshape(-1).view(np.uint8).data

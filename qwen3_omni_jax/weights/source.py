@@ -1,21 +1,17 @@
 """A folder in the published layout, seen through the table: every tensor matched, or an error that lists them all.
-
-Three spellings are understood: the published one (a tensor per expert), the one transformers 5 keeps in memory and
-writes with `save_original_format=False` (experts of a layer fused, `language_model` in the names), and a Thinker saved
-alone (no `thinker.` in front).
 """
 
 import dataclasses
 import pathlib
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 
 from ..config import OmniConfig
 from .names import report
-from .safetensors import Shard, open_folder
+from .safetensors import Header, Memory, Shard, open_folder, survey_folder
+from .spelling import common_dtype, published_name, split
 from .table import published
 
 FLOATS = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -25,7 +21,7 @@ FLOATS = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16), np.d
 class View:
   """A published tensor: a tensor of a file, or a part of a fused one."""
 
-  shard: Shard
+  shard: Header  # a Shard wherever values are read
   name: str
   part: tuple[int | slice, ...] = ()
 
@@ -39,9 +35,16 @@ class View:
   def dtype(self) -> np.dtype:
     return self.shard.dtype(self.name)
 
-  def read(self) -> np.ndarray:
-    """The values; only this part's bytes are read."""
-    return self.shard.read(self.name, self.part)
+  def read(self, rows: slice | None = None, memory: Memory | None = None) -> np.ndarray:
+    """The values, or some rows of the first axis; only their bytes are read, into `memory` if given."""
+    shard = self.shard
+    assert isinstance(shard, Shard)
+    if rows is None:
+      return shard.read(self.name, self.part, memory)
+    *outer, last = self.part or (None,)
+    if isinstance(last, slice):
+      return shard.read(self.name, (*outer, slice(last.start + rows.start, last.start + rows.stop)), memory)
+    return shard.read(self.name, (*self.part, rows), memory)
 
 
 def open_published(folder: pathlib.Path, cfg: OmniConfig) -> dict[str, View]:
@@ -50,61 +53,49 @@ def open_published(folder: pathlib.Path, cfg: OmniConfig) -> dict[str, View]:
   Raises ValueError with the full list of missing, unknown, repeated and mis-shaped tensors and of those that are not
   floating point (a quantised checkpoint).
   """
-  views, repeated = _views(open_folder(folder))
+  views, problems = _matched(open_folder(folder), cfg)
+  report(f'{folder}: the weights do not match config.json', **problems)
+  return {name: views[name] for name in published(cfg)}
+
+
+def survey(folder: pathlib.Path, cfg: OmniConfig) -> tuple[dict[str, View], dict[str, list[str]]]:
+  """{published name: View} of all there is, known to the config or not, and everything that is wrong, by kind."""
+  found, problems = survey_folder(folder)
+  views, more = _matched(found, cfg)
+  return views, {**problems, **more}
+
+
+def _matched(found: dict[str, Shard], cfg: OmniConfig) -> tuple[dict[str, View], dict[str, list[str]]]:
+  """Every tensor under its published name, and the mismatches with the config by kind."""
+  views, repeated = views_of(found)
   wanted = published(cfg)
   if cfg.talker is None:  # a folder may hold more parts than its config turns on
     views = {name: view for name, view in views.items() if not name.startswith(('talker.', 'code2wav.'))}
   matched = [(name, views[name], tensor) for name, tensor in wanted.items() if name in views]
-  report(
-    f'{folder}: the weights do not match config.json',
-    missing=[name for name in wanted if name not in views],
-    unknown=[name for name in views if name not in wanted],
-    present_twice=repeated,
-    of_another_shape=[
+  return views, {
+    'missing': [name for name in wanted if name not in views],
+    'unknown': [name for name in views if name not in wanted],
+    'present_twice': repeated,
+    'of_another_shape': [
       f'{name}: found {list(view.shape)}, expected {list(tensor.shape)}'
       for name, view, tensor in matched
       if view.shape != tensor.shape
     ],
-    not_floating_point=[f'{name}: {view.dtype}' for name, view, _ in matched if view.dtype not in FLOATS],
-  )
-  return {name: view for name, view, _ in matched}
+    'not_floating_point': [f'{name}: {view.dtype}' for name, view, _ in matched if view.dtype not in FLOATS],
+  }
 
 
-def _views(tensors: dict[str, Shard]) -> tuple[dict[str, View], list[str]]:
+def views_of(tensors: Mapping[str, Header]) -> tuple[dict[str, View], list[str]]:
   """Every tensor under its published name, and the names that two tensors claim."""
-  alone = not any(name.startswith('thinker.') for name in tensors)
+  alone = not any(name.startswith(('thinker.', 'talker.', 'code2wav.')) for name in tensors)
   views: dict[str, View] = {}
   repeated = []
   for name, shard in tensors.items():
-    for known, part in _split(_published_name(name, alone), shard.shape(name)):
+    for known, part in split(published_name(name, alone), shard.shape(name)):
       if known in views:
         repeated.append(f'{known}: also in {name}')
       views[known] = View(shard, name, part)
   return views, repeated
-
-
-def _published_name(name: str, alone: bool) -> str:
-  name = f'thinker.{name}' if alone else name
-  name = name.replace('thinker.model.language_model.', 'thinker.model.', 1)
-  return re.sub(r'^thinker\.model\.(audio_tower|visual)\.', r'thinker.\1.', name)
-
-
-def _split(name: str, shape: tuple[int, ...]) -> Iterable[tuple[str, tuple[int | slice, ...]]]:
-  """(published name, part) of each expert matrix in a fused tensor; of any other tensor, itself.
-
-  gate_up_proj is 'E 2F D', gate first; down_proj is 'E D F'.
-  """
-  fused = re.fullmatch(r'(.*\.experts)\.(gate_up_proj|down_proj)', name)
-  if fused is None or len(shape) != 3 or 0 in shape:
-    yield name, ()
-    return
-  for expert in range(shape[0]):
-    if fused[2] == 'down_proj':
-      yield f'{fused[1]}.{expert}.down_proj.weight', (expert,)
-    else:
-      half = shape[1] // 2
-      yield f'{fused[1]}.{expert}.gate_proj.weight', (expert, slice(0, half))
-      yield f'{fused[1]}.{expert}.up_proj.weight', (expert, slice(half, shape[1]))
 
 
 def stored_dtypes(views: dict[str, View], cfg: OmniConfig) -> dict[str, np.dtype]:
@@ -112,10 +103,4 @@ def stored_dtypes(views: dict[str, View], cfg: OmniConfig) -> dict[str, np.dtype
   found: dict[str, set[np.dtype]] = {}
   for name, tensor in published(cfg).items():
     found.setdefault(tensor.row.ours, set()).add(views[name].dtype)
-  return {path: _common(dtypes) for path, dtypes in found.items()}
-
-
-def _common(dtypes: set[np.dtype]) -> np.dtype:
-  if len(dtypes) == 1:
-    return next(iter(dtypes))
-  return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
+  return {path: common_dtype(dtypes) for path, dtypes in found.items()}

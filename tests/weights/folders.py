@@ -79,3 +79,14 @@ def assert_same(a, b) -> None:
   for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
     assert x.dtype == y.dtype, f'{jax.tree_util.keystr(path)}: {x.dtype} {y.dtype}'
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  """Every file below, by its path."""
+  return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def assert_same_files(a: pathlib.Path, b: pathlib.Path) -> None:
+  ours, theirs = contents(a), contents(b)
+  assert ours.keys() == theirs.keys()
+  assert [name for name in ours if ours[name] != theirs[name]] == []

@@ -1,0 +1,155 @@
+"""A checkpoint folder of either kind, seen as published tensors: each is read alone, in the published layout."""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+
+from ..config import OmniConfig, load_config
+from ..models.omni import omni_spec
+from ..nn.params import leaves
+from . import originals, plain_orbax, store
+from .names import Problems, report
+from .remote import local_folder
+from .safetensors import Memory, Shards, as_bytes, shards_of
+from .source import View, survey, views_of
+from .table import Tensor, copy_into, published
+from .work import refuse_unfinished
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """A published tensor inside a converted folder: one index of a stacked array."""
+
+  arrays: store.Arrays
+  tensor: Tensor
+  dtype: np.dtype  # as it was published: a stack of several dtypes is stored in one that holds them all exactly
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.tensor.shape
+
+  def read(self, check: bool = False, memory: Memory | None = None) -> np.ndarray:
+    """The values; only this tensor's chunks are read, one after the other, so that a large one is not held twice.
+
+    check: raises ValueError if they are not those that the manifest has the checksum of.
+    """
+    size = math.prod(self.shape) * self.dtype.itemsize
+    out = (memory or _new)(size).view(self.dtype).reshape(self.shape)
+    digest, name = store.checksum(), self.tensor.name
+    ours = self.tensor.to_ours(out)
+    assert np.shares_memory(ours, out) or not out.size, f'{self.tensor.row.layout} must be a view'
+    for start, piece in self.arrays.pieces(self.tensor.row.ours, self.tensor.index):
+      if check:
+        digest.update(as_bytes(piece))
+      copy_into(ours[start : start + len(piece)], piece)
+    if check and digest.hexdigest() != self.arrays.manifest.checksums.get(name):
+      raise ValueError(f'{self.arrays.folder}: {name} is damaged (not the checksum in {store.MANIFEST}); convert again')
+    return out
+
+
+def _new(size: int) -> np.ndarray:
+  return np.empty(size, np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """What a folder holds. kind: 'published', 'converted', or 'orbax' (written by Orbax alone, as training leaves it)."""
+
+  folder: pathlib.Path
+  kind: str
+  cfg: OmniConfig
+  tensors: dict[str, View | Piece]  # by published name, in the table's order
+  unknown: dict[str, View]  # what the config does not ask for
+  missing: tuple[str, ...]  # published names of the parts it should hold
+  parts: tuple[str, ...]  # top-level parts of the parameter tree: all, or those it was converted with
+  problems: Problems  # {kind: names}, as names.report takes them; empty where the folder matches its config
+
+  def names(self) -> tuple[str, ...]:
+    return tuple(self.tensors)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    return self.tensors[name].shape
+
+  def dtype(self, name: str) -> np.dtype:
+    return self.tensors[name].dtype
+
+  def read(self, name: str, memory: Memory | None = None) -> np.ndarray:
+    """The tensor in the published layout; nothing else is read. Raises ValueError if it is damaged, or not the one that
+    was converted."""
+    tensor = self.tensors[name]
+    return tensor.read(self.kind == 'converted', memory) if isinstance(tensor, Piece) else tensor.read(memory=memory)
+
+  def small_files(self) -> dict[str, pathlib.Path]:
+    """{published name: file} of what is to be copied beside the weights."""
+    if self.kind != 'orbax':
+      return originals.small_files(self.folder)
+    home = plain_orbax.config_folder(self.folder)
+    found = originals.small_files(home) if home else {}
+    return {name: path for name, path in found.items() if not plain_orbax.is_orbax_file(name)}
+
+  def original(self) -> Shards | None:
+    """The published files that the folder consists of, or was made from, if it tells."""
+    if self.kind == 'published':
+      return shards_of(self.folder)
+    return originals.read_original(self.folder)
+
+
+def open_checkpoint(folder: str | pathlib.Path, *, cfg: OmniConfig | None = None, strict: bool = True) -> Opened:
+  """Opens a folder of any kind. No weights are read.
+
+  cfg: of an Orbax checkpoint that has no config.json in it or beside it. strict: raises ValueError with every mismatch
+  between the weights and config.json; otherwise they are in `problems` and what can be opened is.
+  A folder without a valid config.json, or without any weights, is an error in both.
+  """
+  folder = local_folder(folder)
+  if not folder.is_dir():
+    raise ValueError(f'{folder}: no such folder; expected a checkpoint')
+  refuse_unfinished(folder)
+  database = None if originals.is_kept_in(folder) else plain_orbax.find_database(folder)
+  if database is not None:
+    home = plain_orbax.config_folder(folder)
+    opened = _orbax(folder, database, load_config(home or folder) if home or cfg is None else cfg)
+  else:
+    opened = (_converted if store.is_converted(folder) else _published)(folder, load_config(folder))
+  if strict:
+    report(f'{folder}: the weights do not match config.json', **opened.problems)
+  return opened
+
+
+def _published(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
+  views, problems = survey(folder, cfg)
+  wanted = published(cfg)
+  tensors: dict[str, View | Piece] = {name: views[name] for name in wanted if name in views}
+  unknown = {name: view for name, view in views.items() if name not in wanted}
+  missing = tuple(name for name in wanted if name not in views)
+  return Opened(folder, 'published', cfg, tensors, unknown, missing, tuple(omni_spec(cfg)), problems)
+
+
+def _converted(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
+  arrays = store.Arrays(folder, _shapes(cfg), strict=False)
+  original = originals.read_original(folder) if arrays.manifest.dtype is None else None
+  views = views_of({name: h for h in original.headers.values() for name in h.names()})[0] if original else {}
+  dtypes = {name: view.dtype for name, view in views.items()}
+  return _stacked(folder, 'converted', cfg, arrays, dtypes)
+
+
+def _orbax(folder: pathlib.Path, database: pathlib.Path, cfg: OmniConfig) -> Opened:
+  return _stacked(folder, 'orbax', cfg, plain_orbax.PlainArrays(folder, database, _shapes(cfg)), {})
+
+
+def _stacked(folder: pathlib.Path, kind: str, cfg: OmniConfig, arrays: store.Arrays, dtypes: dict[str, np.dtype]) -> Opened:
+  """Our arrays as published tensors. dtypes: of tensors that were published in another than they are stored in."""
+  shapes = _shapes(cfg)
+  wanted = {name: tensor for name, tensor in published(cfg).items() if store.part_of(tensor.row.ours) in arrays.parts}
+  usable = {path for path in arrays.paths() if path in shapes and arrays.shape(path) == shapes[path]}
+  tensors: dict[str, View | Piece] = {
+    name: Piece(arrays, t, dtypes.get(name, arrays.dtype(t.row.ours))) for name, t in wanted.items() if t.row.ours in usable
+  }
+  missing = tuple(name for name in wanted if name not in tensors)
+  return Opened(folder, kind, cfg, tensors, {}, missing, arrays.parts, arrays.problems)
+
+
+def _shapes(cfg: OmniConfig) -> dict[str, tuple[int, ...]]:
+  return {path: param.shape for path, param in leaves(omni_spec(cfg))}
