@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
   directions = parser.add_subparsers(dest='direction', required=True, metavar='DIRECTION')
   to_jax = directions.add_parser('to-jax', help='published layout to a converted folder')
-  _add_common(to_jax, 'folder in the published layout, or hub id (org/name)')
+  _add_common(to_jax, 'folder in the published layout, or hub id (org/name)', ('int8',))
   to_jax.add_argument('--only', nargs='+', choices=PARTS, metavar='PART', default=(), help=f'{", ".join(PARTS)} (default: all)')
   to_jax.set_defaults(action=_to_jax)
   to_hf = directions.add_parser('to-hf', help='any checkpoint to the published layout, for transformers, vLLM and others')
@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_directions(directions)
 
 
-def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
+def _add_common(parser: argparse.ArgumentParser, source: str, more_dtypes: tuple[str, ...] = ()) -> None:
   parser.add_argument('--from', dest='source', required=True, metavar='DIR', help=source)
   parser.add_argument('--to', dest='target', required=True, metavar='DIR', help='new folder; a second run goes on in it')
   parser.add_argument(
-    '--dtype', choices=('bfloat16', 'float16', 'float32'), help='store the weights as this (default: as they are)'
+    '--dtype', choices=('bfloat16', 'float16', 'float32', *more_dtypes), help='store the weights as this (default: as they are)'
   )
   parser.add_argument('--dry-run', action='store_true', help='say what would be done, check the disk space, write nothing')
 

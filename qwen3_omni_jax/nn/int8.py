@@ -17,6 +17,7 @@ from .params import Param
 PARTS = ('audio', 'vision', 'thinker', 'talker')
 _MATRICES = ('q', 'k', 'v', 'o', 'gate', 'up', 'down', 'kernel', 'head')
 _STACKED = ('layers', 'expert')
+_BLOCK = 2**22  # values rounded at once
 
 
 @flax.struct.dataclass
@@ -52,14 +53,21 @@ def summed_axes(path: str, param: Param) -> tuple[int, ...]:
 def quantize(array: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
   """(int8 values, float32 scale): symmetric, rounded to nearest; a channel of zeros has scale 0.
 
+  axes: those summed over. Works through blocks of outputs, so that little more than the result is in memory.
   Raises ValueError for values that are not finite.
   """
-  array = np.asarray(array, np.float32)
-  largest = np.abs(array).max(axis=axes, keepdims=True)
-  if not np.isfinite(largest).all():
-    raise ValueError('cannot be stored as int8: it holds values that are not finite')
-  scale = largest / np.float32(127)
-  values = np.rint(array / np.where(scale == 0, np.float32(1), scale)).astype(np.int8)
+  outputs = max((axis for axis in range(array.ndim) if axis not in axes), key=lambda axis: array.shape[axis])
+  step = max(1, _BLOCK * array.shape[outputs] // max(array.size, 1))
+  values = np.empty(array.shape, np.int8)
+  scale = np.empty([1 if axis in axes else size for axis, size in enumerate(array.shape)], np.float32)
+  for start in range(0, array.shape[outputs], step):
+    block = (slice(None),) * outputs + (slice(start, start + step),)
+    part = np.asarray(array[block], np.float32)
+    largest = np.abs(part).max(axis=axes, keepdims=True)
+    if not np.isfinite(largest).all():
+      raise ValueError('holds values that are not finite, and cannot be stored as int8')
+    scale[block] = largest / np.float32(127)
+    values[block] = np.rint(part / np.where(scale[block] == 0, np.float32(1), scale[block]))
   return values, scale
 
 

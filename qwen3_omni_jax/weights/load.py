@@ -13,12 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..config import OmniConfig, load_config
 from ..models.omni import omni_spec
-from ..nn.params import leaves
+from ..nn.int8 import Int8, summed_axes
+from ..nn.params import Param, leaves
 from ..shapes import Params
 from . import store
+from .quantized import matrix_of, pair_of, stored_shapes
 from .remote import Place, located
 from .source import open_published, stored_dtypes
 from .table import copy_into, published
@@ -43,7 +46,8 @@ def load_params(
 ) -> Params:
   """The parameter tree of a checkpoint: a folder of either kind, a hub id, or a converted folder at a gs:// or s3:// URL.
 
-  dtype: convert to this ('bfloat16', 'float32'); None keeps what is stored. parts: only these top-level parts, e.g.
+  dtype: convert to this ('bfloat16', 'float32'); None keeps what is stored. Matrices of a folder converted to int8 are
+  nn.int8.Int8 whatever the dtype. parts: only these top-level parts, e.g.
   ('thinker', 'audio'). shardings: a tree of jax shardings like the parameters (of those parts at least); each host then
   reads only its shards, and the leaves are jax arrays. Without it they are numpy arrays.
   Raises ValueError listing every tensor that is missing, unknown, mis-shaped or damaged.
@@ -76,14 +80,31 @@ def _load(
     for path, param in leaves(spec):
       if parts is not None and store.part_of(path) not in parts:
         continue
-      fill = functools.partial(_fill, stacked[path], functools.partial(read, path), pool)
       sharding = None if shardings is None else _lookup(shardings, path)
+      fill = lambda path: functools.partial(_fill, stacked[matrix_of(path)], functools.partial(read, path), pool)
+      if path in dtypes:
+        array = _array(param.shape, wanted or dtypes[path], sharding, fill(path))
+      else:
+        array = _int8(path, param, sharding, fill)
       *parents, name = path.split('/')
       node = tree
       for parent in parents:
         node = node.setdefault(parent, {})
-      node[name] = _array(param.shape, wanted or dtypes[path], sharding, fill)
+      node[name] = array
   return tree
+
+
+def _int8(path: str, param: Param, sharding, fill: Callable[[str], Callable[[Pieces], None]]) -> Int8:
+  """A matrix kept as int8. Its scales lie with the outputs they are of."""
+  axes, (values, scale) = summed_axes(path, param), pair_of(path)
+  shape = tuple(1 if axis in axes else size for axis, size in enumerate(param.shape))
+  of_scale = sharding
+  if isinstance(sharding, NamedSharding):
+    cut = (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
+    of_scale = NamedSharding(sharding.mesh, PartitionSpec(*(None if i in axes else axis for i, axis in enumerate(cut))))
+  return Int8(
+    _array(param.shape, np.dtype(np.int8), sharding, fill(values)), _array(shape, np.dtype(np.float32), of_scale, fill(scale))
+  )
 
 
 def as_dtype(name: str | None) -> np.dtype | None:
@@ -147,6 +168,6 @@ def _published(place: Place, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtyp
 
 
 def _converted(place: Place, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
-  shapes = {path: param.shape for path, param in leaves(omni_spec(cfg))}
-  arrays = store.Arrays(place.folder, shapes, params=place.params)
+  dtype = store.read_manifest(place.folder).dtype
+  arrays = store.Arrays(place.folder, stored_shapes(omni_spec(cfg), dtype), params=place.params)
   return lambda path, index, inner: arrays.read(path, (*index, *inner)), {path: arrays.dtype(path) for path in arrays.paths()}

@@ -8,9 +8,10 @@ import numpy as np
 
 from ..config import OmniConfig, load_config
 from ..models.omni import omni_spec
-from ..nn.params import leaves
+from ..nn.int8 import dequantize
 from . import originals, plain_orbax, store
 from .names import Problems, report
+from .quantized import INT8, int8_axes, pair_of, stored_shapes
 from .remote import local_folder
 from .safetensors import Memory, Shards, as_bytes, shards_of
 from .source import View, survey, views_of
@@ -30,6 +31,12 @@ class Piece:
   def shape(self) -> tuple[int, ...]:
     return self.tensor.shape
 
+  @property
+  def stored(self) -> tuple[str, int]:
+    """Name of the dtype, and bytes."""
+    dtype = self.arrays.dtype(self.tensor.row.ours)
+    return dtype.name, math.prod(self.shape) * dtype.itemsize
+
   def read(self, check: bool = False, memory: Memory | None = None) -> np.ndarray:
     """The values; only this tensor's chunks are read, one after the other, so that a large one is not held twice.
 
@@ -37,15 +44,43 @@ class Piece:
     """
     size = math.prod(self.shape) * self.dtype.itemsize
     out = (memory or _new)(size).view(self.dtype).reshape(self.shape)
-    digest, name = store.checksum(), self.tensor.name
+    digest = store.checksum()
     ours = self.tensor.to_ours(out)
     assert np.shares_memory(ours, out) or not out.size, f'{self.tensor.row.layout} must be a view'
     for start, piece in self.arrays.pieces(self.tensor.row.ours, self.tensor.index):
       if check:
         digest.update(as_bytes(piece))
       copy_into(ours[start : start + len(piece)], piece)
-    if check and digest.hexdigest() != self.arrays.manifest.checksums.get(name):
+    if check:
+      self._require(digest.hexdigest())
+    return out
+
+  def _require(self, found: str) -> None:
+    name = self.tensor.name
+    if found != self.arrays.manifest.checksums.get(name):
       raise ValueError(f'{self.arrays.folder}: {name} is damaged (not the checksum in {store.MANIFEST}); convert again')
+
+
+class Int8Piece(Piece):
+  """One that is kept as int8; it is read as what the values and scales stand for."""
+
+  @property
+  def stored(self) -> tuple[str, int]:
+    arrays = ((self.arrays.shape(path), self.arrays.dtype(path)) for path in pair_of(self.tensor.row.ours))
+    return INT8, sum(math.prod(shape[len(self.tensor.index) :]) * dtype.itemsize for shape, dtype in arrays)
+
+  def read(self, check: bool = False, memory: Memory | None = None) -> np.ndarray:
+    found, digests = [], []
+    for path in pair_of(self.tensor.row.ours):
+      array = np.concatenate([piece for _, piece in self.arrays.pieces(path, self.tensor.index)])
+      found.append(array)
+      if check:
+        digests.append(store.checksum())
+        digests[-1].update(as_bytes(array))
+    if check:
+      self._require(' '.join(digest.hexdigest() for digest in digests))
+    out = (memory or _new)(math.prod(self.shape) * self.dtype.itemsize).view(self.dtype).reshape(self.shape)
+    copy_into(self.tensor.to_ours(out), dequantize(*found, self.dtype))
     return out
 
 
@@ -128,28 +163,33 @@ def _published(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
 
 
 def _converted(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
-  arrays = store.Arrays(folder, _shapes(cfg), strict=False)
-  original = originals.read_original(folder) if arrays.manifest.dtype is None else None
+  dtype = store.read_manifest(folder).dtype
+  arrays = store.Arrays(folder, stored_shapes(omni_spec(cfg), dtype), strict=False)
+  original = originals.read_original(folder) if dtype in (None, INT8) else None
   views = views_of({name: h for h in original.headers.values() for name in h.names()})[0] if original else {}
   dtypes = {name: view.dtype for name, view in views.items()}
-  return _stacked(folder, 'converted', cfg, arrays, dtypes)
+  return _stacked(folder, 'converted', cfg, arrays, dtypes, dtype)
 
 
 def _orbax(folder: pathlib.Path, database: pathlib.Path, cfg: OmniConfig) -> Opened:
-  return _stacked(folder, 'orbax', cfg, plain_orbax.PlainArrays(folder, database, _shapes(cfg)), {})
+  return _stacked(folder, 'orbax', cfg, plain_orbax.PlainArrays(folder, database, stored_shapes(omni_spec(cfg), None)), {})
 
 
-def _stacked(folder: pathlib.Path, kind: str, cfg: OmniConfig, arrays: store.Arrays, dtypes: dict[str, np.dtype]) -> Opened:
-  """Our arrays as published tensors. dtypes: of tensors that were published in another than they are stored in."""
-  shapes = _shapes(cfg)
+def _stacked(
+  folder: pathlib.Path, kind: str, cfg: OmniConfig, arrays: store.Arrays, dtypes: dict[str, np.dtype], dtype: str | None = None
+) -> Opened:
+  """Our arrays as published tensors. dtypes: of tensors that were published in another than they are stored in. dtype:
+  that everything was converted to."""
+  spec = omni_spec(cfg)
+  shapes, axes = stored_shapes(spec, dtype), int8_axes(spec, dtype)
   wanted = {name: tensor for name, tensor in published(cfg).items() if store.part_of(tensor.row.ours) in arrays.parts}
   usable = {path for path in arrays.paths() if path in shapes and arrays.shape(path) == shapes[path]}
-  tensors: dict[str, View | Piece] = {
-    name: Piece(arrays, t, dtypes.get(name, arrays.dtype(t.row.ours))) for name, t in wanted.items() if t.row.ours in usable
-  }
+  tensors: dict[str, View | Piece] = {}
+  for name, tensor in wanted.items():
+    path = tensor.row.ours
+    if path in axes and usable.issuperset(pair_of(path)):
+      tensors[name] = Int8Piece(arrays, tensor, dtypes.get(name, np.dtype(np.float32)))
+    elif path in usable:
+      tensors[name] = Piece(arrays, tensor, dtypes.get(name, arrays.dtype(path)))
   missing = tuple(name for name in wanted if name not in tensors)
   return Opened(folder, kind, cfg, tensors, {}, missing, arrays.parts, arrays.problems)
-
-
-def _shapes(cfg: OmniConfig) -> dict[str, tuple[int, ...]]:
-  return {path: param.shape for path, param in leaves(omni_spec(cfg))}

@@ -2,6 +2,7 @@
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -34,6 +35,11 @@ class View:
   @property
   def dtype(self) -> np.dtype:
     return self.shard.dtype(self.name)
+
+  @property
+  def stored(self) -> tuple[str, int]:
+    """Name of the dtype, and bytes."""
+    return self.dtype.name, math.prod(self.shape) * self.dtype.itemsize
 
   def read(self, rows: slice | None = None, memory: Memory | None = None) -> np.ndarray:
     """The values, or some rows of the first axis; only their bytes are read, into `memory` if given."""

@@ -24,10 +24,9 @@ class Amount:
   bytes: int = 0
 
   def add(self, tensor: View | Piece) -> None:
-    size = math.prod(tensor.shape)
     self.tensors += 1
-    self.parameters += size
-    self.bytes += size * tensor.dtype.itemsize
+    self.parameters += math.prod(tensor.shape)
+    self.bytes += tensor.stored[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ def summarise(folder: str | pathlib.Path) -> Summary | Unfinished:
   everything: dict[str, View | Piece] = {**opened.tensors, **opened.unknown}
   for name, tensor in everything.items():
     part = part_of(wanted[name].row.ours) if name in wanted else 'unknown'
-    for amount in (parts.setdefault(part, Amount()), dtypes.setdefault(tensor.dtype.name, Amount()), total):
+    for amount in (parts.setdefault(part, Amount()), dtypes.setdefault(tensor.stored[0], Amount()), total):
       amount.add(tensor)
   return Summary(
     folder=str(folder),
@@ -85,7 +84,7 @@ def summarise(folder: str | pathlib.Path) -> Summary | Unfinished:
     dtypes=dtypes,
     total=total,
     problems={kind: list(names) for kind, names in opened.problems.items() if names},
-    tree=compress(f'{name}: {list(tensor.shape)} {tensor.dtype.name}' for name, tensor in everything.items()),
+    tree=compress(f'{name}: {list(tensor.shape)} {tensor.stored[0]}' for name, tensor in everything.items()),
   )
 
 

@@ -24,6 +24,7 @@ from .load import as_dtype
 from .names import report
 from .opened import Opened, open_checkpoint
 from .progress import Progress
+from .quantized import INT8
 from .remote import local_folder, local_target
 from .safetensors import INDEX, Shards, as_bytes, plan_shards
 from .spelling import Spelling
@@ -191,7 +192,8 @@ class _Whole:
   def converted_to(self) -> str | None:
     """The dtype that the exported folder was made with, if its values are not as they were published."""
     first = self.opened[0]
-    return read_manifest(first.folder).dtype if first.kind == 'converted' else None
+    dtype = read_manifest(first.folder).dtype if first.kind == 'converted' else None
+    return None if dtype == INT8 else dtype  # int8 is written back in the dtypes it was made from
 
   def shares(self, sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes by part."""

@@ -12,6 +12,7 @@ from .batches import run, scratch, share_out
 from .load import as_dtype
 from .originals import keep_original
 from .progress import Progress
+from .quantized import INT8, Axes, int8_axes, matrix_of, pair_of, split, store_as, stored_shapes
 from .remote import local_folder, local_target
 from .source import View, open_published, stored_dtypes
 from .store import Manifest, part_of, write_manifest
@@ -36,7 +37,7 @@ def convert_to_jax(
 ) -> None:
   """Converts a published folder. Until it is complete, the work is in `TARGET.partial` (weights/work.py).
 
-  only: of PARTS; everything if empty. dry_run: checks and plans, but writes nothing.
+  dtype: 'int8' keeps matrices as weights/quantized.py says. only: of PARTS; everything if empty. dry_run: checks and plans, but writes nothing.
   Peak memory is about the largest published tensor and, for each thread, what is written at once (weights/writer.py),
   however large a stack is. Raises ValueError with the full list of tensors that do not fit config.json; nothing is
   written then.
@@ -47,16 +48,19 @@ def convert_to_jax(
   if store.is_converted(source):
     raise ValueError(f'{source}: already converted; expected a checkpoint in the published layout')
   cfg = load_config(source)
-  wanted, spec = as_dtype(dtype), omni_spec(cfg)
+  wanted, spec = None if dtype == INT8 else as_dtype(dtype), omni_spec(cfg)
+  axes = int8_axes(spec, dtype)
   parts = _parts(source, only, tuple(spec))
   views = open_published(source, cfg)
   dtypes = stored_dtypes(views, cfg)
   tensors = {name: tensor for name, tensor in published(cfg).items() if part_of(tensor.row.ours) in parts}
   stacked = {tensor.row.ours: len(tensor.index) for tensor in tensors.values()}
   slots = {
-    path: Slot(param.shape, stacked[path], wanted or dtypes[path]) for path, param in leaves(spec) if part_of(path) in parts
+    path: Slot(shape, stacked[matrix_of(path)], store_as(path) or wanted or dtypes[path])
+    for path, shape in stored_shapes(spec, dtype).items()
+    if part_of(path) in parts
   }
-  sizes = {name: math.prod(t.shape) * slots[t.row.ours].dtype.itemsize for name, t in tensors.items()}
+  sizes = {name: _stored_bytes(tensor, slots) for name, tensor in tensors.items()}
   total = sum(sizes.values())
   identity = {
     'conversion': 'to-jax', 'dtype': dtype, 'parts': list(parts), 'tensors': len(sizes), 'bytes': total,
@@ -74,7 +78,7 @@ def convert_to_jax(
       if not work.begun:
         create(work.data, slots)
         work.begin()
-      _write(work, Writer(work.data, slots), views, {name: tensors[name] for name in left}, left, report)
+      _write(work, Writer(work.data, slots), views, {name: tensors[name] for name in left}, left, axes, report)
       keep_original(source, work.data)
       arrays = {path: (slot.shape, slot.dtype.name) for path, slot in slots.items()}
       write_manifest(work.data, Manifest(parts, dtype, arrays, {name: work.finished[name] for name in sizes}))
@@ -82,14 +86,22 @@ def convert_to_jax(
   report.done(target)
 
 
+def _stored_bytes(tensor: Tensor, slots: dict[str, Slot]) -> int:
+  """Of one published tensor, in the array or the two arrays that it goes to."""
+  paths = [tensor.row.ours] if tensor.row.ours in slots else pair_of(tensor.row.ours)
+  return sum(slots[path].nbytes // math.prod(slots[path].shape[: slots[path].stacked]) for path in paths)
+
+
 def _write(
-  work: Work, writer: Writer, views: dict[str, View], tensors: dict[str, Tensor], sizes: dict[str, int], report: Progress
+  work: Work, writer: Writer, views: dict[str, View], tensors: dict[str, Tensor], sizes: dict[str, int], axes: Axes, report: Progress
 ) -> None:
   def write(names: Sequence[str]) -> None:
     batch, finished = writer.batch(), []
     for name in names:
-      tensor = tensors[name]
-      finished.append((name, batch.write(tensor.row.ours, tensor.index, tensor.to_ours(views[name].read(memory=scratch)))))
+      path, index = tensors[name].row.ours, tensors[name].index
+      value = tensors[name].to_ours(views[name].read(memory=scratch))
+      arrays = split(name, path, value, axes[path], len(index)) if path in axes else {path: value}
+      finished.append((name, ' '.join(batch.write(path, index, array) for path, array in arrays.items())))
       report.add(sizes[name])
     batch.commit()
     work.add(finished)
