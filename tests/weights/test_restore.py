@@ -52,11 +52,11 @@ class BytesRead:
   """Bytes of tensors read from files by either reader since `start`."""
 
   def __init__(self, monkeypatch):
-    self.published = 0
+    self._published: list[int] = []  # appended to by several threads
     plain = np.fromfile
 
     def fromfile(file, dtype, count, **options):
-      self.published += count * np.dtype(dtype).itemsize
+      self._published.append(count * np.dtype(dtype).itemsize)
       return plain(file, dtype, count, **options)
 
     monkeypatch.setattr(np, 'fromfile', fromfile)
@@ -67,7 +67,7 @@ class BytesRead:
     return sum(value['value'] for metric in metrics for value in metric['values'])
 
   def count(self) -> int:
-    return self.published + self._converted() - self._before
+    return sum(self._published) + self._converted() - self._before
 
 
 def bytes_of(params) -> int:

@@ -1,5 +1,6 @@
 """The converted folder: equal to the published one, restorable by Orbax onto any mesh, complete or plainly not."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -15,8 +16,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.params import abstract_params, is_param
-from qwen3_omni_jax.weights import batches, writer
+from qwen3_omni_jax.weights import batches, store, writer
 from qwen3_omni_jax.weights.load import load_params
+from qwen3_omni_jax.weights.table import published
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
 
 from .folders import assert_same, fuse, odd_config, odd_dict, random_tensors, write
@@ -232,3 +234,37 @@ def test_command_line(published_folder, converted, tmp_path):
   again = subprocess.run([*CLI, *arguments], capture_output=True, text=True)
   assert again.returncode == 1
   assert again.stderr == f'qwen3-omni convert: {tmp_path / "jax"}: not empty; give a new folder\n'
+
+
+def test_some_parts_alone(published_folder, converted, tmp_path):
+  convert_to_jax(published_folder, tmp_path / 'jax', only=('talker', 'audio'))
+  held = ('audio', 'talker', 'code_predictor')
+  whole = load_params(converted)
+  assert_same(load_params(tmp_path / 'jax', parts=held), {part: whole[part] for part in held})
+  for parts, lacking in ((None, 'vision, thinker, code2wav'), (('audio', 'vision'), 'vision')):
+    with pytest.raises(ValueError, match=f'jax: holds audio, talker, code_predictor alone, not {lacking}; ask for these parts'):
+      load_params(tmp_path / 'jax', parts=parts)
+  thinking = write(tmp_path / 'hf', random_tensors(odd_config('thinking')), odd_dict('thinking'))
+  with pytest.raises(ValueError, match='has no code2wav; it has audio, vision, thinker'):
+    convert_to_jax(thinking, tmp_path / 'other', only=('thinker', 'code2wav'))
+
+
+def test_every_tensor_has_the_checksum_of_its_stored_bytes(converted):
+  params, manifest = load_params(converted), store.read_manifest(converted)
+  assert manifest.checksums.keys() == published(odd_config()).keys()
+  for name, tensor in published(odd_config()).items():
+    array = params
+    for key in tensor.row.ours.split('/'):
+      array = array[key]
+    assert manifest.checksums[name] == hashlib.sha256(np.ascontiguousarray(array[tensor.index]).tobytes()).hexdigest(), name
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(published_folder, tmp_path, capsys):
+  convert_to_jax(published_folder, tmp_path / 'new' / 'jax', 'float32', dry_run=True)
+  said = capsys.readouterr().out
+  assert said.startswith(f'{tmp_path}/new/jax: 571 tensors, 0.00 GB\n  audio: ') and 'the disk has' in said
+  assert not list(tmp_path.iterdir())
+  (tmp_path / 'taken').mkdir()
+  (tmp_path / 'taken' / 'file').write_text('mine')
+  with pytest.raises(ValueError, match='taken: not empty'):
+    convert_to_jax(published_folder, tmp_path / 'taken', dry_run=True)
