@@ -19,7 +19,8 @@ def run(args: argparse.Namespace) -> int:
   messages, extra = read_conversation(args.input)
   from ..infer.omni import Omni
 
-  omni = Omni.load(args.model, mesh=args.mesh, dtype=args.dtype, speech=False, media_root=args.media_root or pathlib.Path(args.input).parent)
+  root = args.media_root or pathlib.Path(args.input).parent
+  omni = Omni.load(args.model, mesh=args.mesh, dtype=args.dtype, speech=False, media_root=root)
   score = omni.score([messages], **prompt_options(args), **extra)[0]
   if args.json:
     print(json.dumps(score.to_json(), ensure_ascii=False))

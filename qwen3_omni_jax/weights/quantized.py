@@ -1,4 +1,4 @@
-"""Int8 in a converted folder: a matrix is two arrays there, PATH/values and PATH/scale; everything else is as published."""
+"""Int8 in a converted folder: a matrix is two arrays there, PATH/int8 and PATH/int8_scale; everything else is as published."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from ..nn.int8 import quantize, summed_axes
 from ..nn.params import leaves
 
 INT8 = 'int8'  # the --dtype, and what a manifest says
-_DTYPES = {'values': np.dtype(np.int8), 'scale': np.dtype(np.float32)}  # no parameter of ours is called so
+_DTYPES = {'int8': np.dtype(np.int8), 'int8_scale': np.dtype(np.float32)}  # no parameter of ours is called so
 
 Axes = dict[str, tuple[int, ...]]  # of every matrix kept as int8: the axes of our array that are summed over
 

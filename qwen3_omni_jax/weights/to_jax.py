@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from ..config import load_config
 from ..models.omni import omni_spec
-from ..nn.params import leaves
 from . import store
 from .batches import run, scratch, share_out
 from .load import as_dtype
@@ -37,7 +36,8 @@ def convert_to_jax(
 ) -> None:
   """Converts a published folder. Until it is complete, the work is in `TARGET.partial` (weights/work.py).
 
-  dtype: 'int8' keeps matrices as weights/quantized.py says. only: of PARTS; everything if empty. dry_run: checks and plans, but writes nothing.
+  dtype: 'int8' keeps matrices as weights/quantized.py says. only: of PARTS; everything if empty. dry_run:
+  checks and plans, but writes nothing.
   Peak memory is about the largest published tensor and, for each thread, what is written at once (weights/writer.py),
   however large a stack is. Raises ValueError with the full list of tensors that do not fit config.json; nothing is
   written then.
@@ -93,8 +93,9 @@ def _stored_bytes(tensor: Tensor, slots: dict[str, Slot]) -> int:
 
 
 def _write(
-  work: Work, writer: Writer, views: dict[str, View], tensors: dict[str, Tensor], sizes: dict[str, int], axes: Axes, report: Progress
-) -> None:
+  work: Work, writer: Writer, views: dict[str, View], tensors: dict[str, Tensor], sizes: dict[str, int], axes: Axes,
+  report: Progress,
+) -> None:  # fmt: skip
   def write(names: Sequence[str]) -> None:
     batch, finished = writer.batch(), []
     for name in names:
