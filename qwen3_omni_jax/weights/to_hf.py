@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..config import OmniConfig
+from ..models.omni import omni_spec
 from .adapter import Adapter
 from .batches import run, scratch, share_out
 from .config_diff import changes
@@ -181,8 +182,9 @@ class _Whole:
     self.small['config.json'] = (larger.small_files() or self.small)['config.json']
     self.tensors = {name: self.tensors[name] for name in published(self.cfg) if name in self.tensors}
     held = dict.fromkeys(part_of(published(self.cfg)[name].row.ours) for name in self.tensors)
-    heading = f'{first.folder}: holds {", ".join(held)} alone; name the folder that has the rest as base (--base)'
-    report(heading, missing=[name for name in published(self.cfg) if name not in self.tensors])
+    if lacking := [part for part in omni_spec(self.cfg) if part not in held]:
+      what = f'holds {", ".join(held)} alone, not {", ".join(lacking)}'
+      raise ValueError(f'{first.folder}: {what}; name the folder that has the rest as base (--base)')
 
   def originals(self) -> list[Shards]:
     """The files that the folders came from, or are."""

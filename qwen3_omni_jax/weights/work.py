@@ -45,7 +45,7 @@ class Work:
     self._file = (self.folder / JOURNAL).open('a+b')
     try:
       _lock(self._file)
-    except OSError as error:
+    except BlockingIOError as error:
       self._file.close()
       raise ValueError(f'{self.folder}: another conversion is at work there') from error
     found, self.finished, end = read_journal(self.folder)
@@ -63,7 +63,10 @@ class Work:
     self.data.mkdir()
 
   def begin(self) -> None:
-    """Says that `data` is set up."""
+    """Says that `data` is set up, once it is so on disk."""
+    _sync(self.data)
+    for folder in (self.folder, self.folder.parent):
+      _sync_entries(folder)
     self._append([{'format': _FORMAT, **self._identity}])
     self.begun = True
 
@@ -231,7 +234,12 @@ def _difference(found: Identity, wanted: Identity) -> str:
 
 
 def _lock(file) -> None:
-  """Raises OSError if another process holds it. The lock goes with the process, however that ends."""
+  """Raises BlockingIOError if another process holds it. The lock goes with the process, however that ends."""
   import fcntl  # not on every system that loads weights
 
-  fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise
+  except OSError:
+    pass  # some network file systems have no locks; one process at a time is then up to the user

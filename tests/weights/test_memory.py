@@ -17,6 +17,7 @@ from .folders import odd_dict, write
 MEASURE = """
 import pathlib, sys
 from qwen3_omni_jax.weights import batches
+from qwen3_omni_jax.weights.to_hf import convert_to_hf
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
 
 batches.WORKERS = 1  # each thread has a batch in hand; the bound is for one, whatever machine this is
@@ -24,9 +25,14 @@ batches.WORKERS = 1  # each thread has a batch in hand; the bound is for one, wh
 def peak_mb():  # not ru_maxrss, which a child inherits from the process that started it
   return int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]) / 1e3
 
-convert_to_jax(pathlib.Path(sys.argv[1]) / 'small', pathlib.Path(sys.argv[1]) / 'small_jax')  # everything is imported
+def there_and_back(size):
+  folder = pathlib.Path(sys.argv[1])
+  convert_to_jax(folder / size, folder / (size + '_jax'))
+  convert_to_hf(folder / (size + '_jax'), folder / (size + '_back'))
+
+there_and_back('small')  # everything is imported
 before = peak_mb()
-convert_to_jax(pathlib.Path(sys.argv[1]) / 'large', pathlib.Path(sys.argv[1]) / 'large_jax')
+there_and_back('large')
 print(before, peak_mb())
 """
 

@@ -123,7 +123,7 @@ def test_dtype_on_either_way(folders, tmp_path):
 
 def test_parts_alone_need_a_base(folders, tmp_path):
   convert_to_jax(folders['plain'], tmp_path / 'part', only=('thinker', 'talker'))
-  expected = r'holds thinker, talker, code_predictor alone; name the folder .*\(--base\)\n +\d+ missing'
+  expected = r'part: holds thinker, talker, code_predictor alone, not audio, vision, code2wav; name the folder .*\(--base\)'
   with pytest.raises(ValueError, match=expected):
     convert_to_hf(tmp_path / 'part', tmp_path / 'back')
   assert [path.name for path in tmp_path.iterdir()] == ['part']
