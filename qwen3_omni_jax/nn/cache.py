@@ -12,19 +12,22 @@ from ..shapes import Array, Float
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of every layer. Which slots are valid is the caller's to know (attention takes it as segment ids)."""
+  """Keys and values of every layer, a head's slots side by side: attention reads them as they lie.
 
-  k: Float[Array, 'L B S K H']
-  v: Float[Array, 'L B S K H']
+  Which slots are valid is the caller's to know (attention takes it as segment ids).
+  """
+
+  k: Float[Array, 'L B K S H']
+  v: Float[Array, 'L B K S H']
 
   @property
   def slots(self) -> int:
-    return self.k.shape[2]
+    return self.k.shape[3]
 
 
 def init_cache(cfg: TextConfig, batch: int, slots: int, dtype=jnp.bfloat16) -> KVCache:
   """An empty cache of `slots` token positions per row."""
-  shape = (cfg.num_hidden_layers, batch, slots, cfg.num_key_value_heads, cfg.head_dim)
+  shape = (cfg.num_hidden_layers, batch, cfg.num_key_value_heads, slots, cfg.head_dim)
   return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 

@@ -152,7 +152,8 @@ def prefill(
   """Fills slots 0 .. T of an empty cache. Returns (output, cache, the input of layer `tap_layer` before deepstack, or None)."""
 
   def attend(layer, cache, q, k, v):
-    put = lambda c, new: jax.lax.dynamic_update_slice(c, new[None].astype(c.dtype), (layer, 0, 0, 0, 0))
+    by_head = lambda new: jnp.einsum('BTKH->BKTH', new)[None]
+    put = lambda c, new: jax.lax.dynamic_update_slice(c, by_head(new).astype(c.dtype), (layer, 0, 0, 0, 0))
     out = attention(q, k, v, q_segment=segment, k_segment=segment, causal=True)
     return out, KVCache(put(cache.k, k), put(cache.v, v))
 
@@ -185,9 +186,9 @@ def extend(
   rows = jnp.arange(B)[:, None]
 
   def attend(layer, cache, q, k, v):
-    put = lambda c, new: c.at[layer, rows, index].set(new.astype(c.dtype), mode='drop', unique_indices=True)
+    put = lambda c, new: c.at[layer, rows, :, index].set(new.astype(c.dtype), mode='drop', unique_indices=True)
     cache = KVCache(put(cache.k, k), put(cache.v, v))
-    of_layer = lambda c: jax.lax.dynamic_index_in_dim(c, layer, keepdims=False)
+    of_layer = lambda c: jnp.einsum('BKSH->BSKH', jax.lax.dynamic_index_in_dim(c, layer, keepdims=False))
     out = attention(
       q, of_layer(cache.k).astype(q.dtype), of_layer(cache.v).astype(q.dtype),
       q_segment=segment, k_segment=k_segment, q_index=index, k_index=k_index, causal=True,
