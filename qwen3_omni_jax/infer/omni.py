@@ -26,7 +26,7 @@ from . import speech as device
 from .collate import Batch, bucket, collate
 from .reply import Finished, Reply, Score, TextDelta, split_reasoning
 from .sampling import Sampling, sampling_rows
-from .settings import GenerationDefaults, merge_sampling
+from .settings import GenerationDefaults, merge_sampling, per_row
 from .speaking import Handoff, Speaker, WaveStream, speak_replies, spoken_tokens
 from .voice import DEFAULT_SCHEDULE, AudioChunk, Speech, Voice
 
@@ -99,10 +99,9 @@ class Omni:
     parts = ('audio', 'vision', 'thinker')
     if speech and cfg.talker is not None:
       parts += ('talker', 'code_predictor', 'code2wav')
-    if isinstance(mesh, str):
-      mesh = make_mesh(mesh_shape(mesh, jax.device_count()))
-    spec = omni_spec(cfg)
-    shardings = None if mesh is None else param_shardings({part: spec[part] for part in parts}, mesh)
+    mesh = make_mesh(mesh_shape(mesh, jax.device_count())) if isinstance(mesh, str) else mesh
+    spec = {part: omni_spec(cfg)[part] for part in parts}
+    shardings = None if mesh is None else param_shardings(spec, mesh)
     params = load_params(folder, cfg, dtype=dtype, parts=parts, shardings=shardings)
     return cls(cfg, jax.tree.map(jnp.asarray, params), processor, defaults, dtype, voice)
 
@@ -148,10 +147,10 @@ class Omni:
     number = len(conversations)
     given = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'repetition_penalty': repetition_penalty}
     chosen = self._voice(voice, talker_temperature, reference_exact) if speech else None
-    seeds = _per_row(range(number) if seed is None else seed, number, 'seed')
-    limits = _per_row(self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens, number, 'max_new_tokens')
-    speakers = _per_row(speaker, number, 'speaker')
-    frames = _per_row((chosen or self.voice).max_frames if max_frames is None else max_frames, number, 'max_frames')
+    seeds = per_row(range(number) if seed is None else seed, number, 'seed')
+    limits = per_row(self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens, number, 'max_new_tokens')
+    speakers = per_row(speaker, number, 'speaker')
+    frames = per_row((chosen or self.voice).max_frames if max_frames is None else max_frames, number, 'max_frames')
 
     rows: dict[int, _Row] = {}
     bad: dict[int, str] = {}
@@ -301,8 +300,8 @@ class Omni:
       raise ValueError(f'nothing to say in text {empty}')
     number = len(texts)
     chosen = self._voice(voice, talker_temperature, False)
-    frames = _per_row(chosen.max_frames if max_frames is None else max_frames, number, 'max_frames')
-    speakers, seeds = _per_row(speaker, number, 'speaker'), _per_row(seed, number, 'seed')
+    frames = per_row(chosen.max_frames if max_frames is None else max_frames, number, 'max_frames')
+    speakers, seeds = per_row(speaker, number, 'speaker'), per_row(seed, number, 'seed')
     header = np.array(self.processor.tokenizer.encode('<|im_start|>assistant\n'), np.int32)
     prompt = ModelInputs(header, np.broadcast_to(np.arange(len(header), dtype=np.float32), (3, len(header))))
     rows = [
@@ -447,12 +446,3 @@ class Omni:
       text, reasoning = split_reasoning(tokenizer.decode(ids[:-1] if stopped else ids), opened)
       replies.append(Reply(text, ids, len(prompt), 'stop' if stopped else 'length', reasoning, timings))
     return replies
-
-
-def _per_row(value: Any, rows: int, name: str) -> list[Any]:
-  """One value per row from a single value or a sequence of them."""
-  if isinstance(value, (int, str)):
-    return [value] * rows
-  if len(value) != rows:
-    raise ValueError(f'{name}: {len(value)} values for {rows} conversations; give one, or one for each')
-  return list(value)

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import warnings
+from typing import Any
 
 from .sampling import Sampling
 
@@ -81,3 +82,12 @@ class GenerationDefaults:
 def merge_sampling(default: Sampling, **given) -> Sampling:
   """`default` with every argument that is not None replaced. Raises ValueError for impossible values."""
   return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
+
+
+def per_row(value: Any, rows: int, name: str) -> list[Any]:
+  """One value per row from a single value or a sequence of them."""
+  if isinstance(value, (int, str)):
+    return [value] * rows
+  if len(value) != rows:
+    raise ValueError(f'{name}: {len(value)} values for {rows} conversations; give one, or one for each')
+  return list(value)
