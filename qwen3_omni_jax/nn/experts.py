@@ -63,6 +63,10 @@ def experts_form(tokens: int, active: int, number: int) -> str:
   """
   if tokens * active <= max(2 * active, number // 2):
     return 'gathered'
+  return _grouped_form()
+
+
+def _grouped_form() -> str:
   return 'blocked' if platform() == 'cpu' else 'ragged'
 
 
@@ -73,9 +77,7 @@ def run_experts(
 
   expected: about how many rows have an expert here; None for all of them. It decides nothing but speed.
   """
-  if form is None:
-    form = 'blocked' if platform() == 'cpu' else 'ragged'
-  return GROUPED[form](rows, expert, experts, len(rows) if expected is None else expected)
+  return GROUPED[form or _grouped_form()](rows, expert, experts, len(rows) if expected is None else expected)
 
 
 def _ragged(rows, expert, experts: Experts, expected: int):
