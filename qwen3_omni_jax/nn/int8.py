@@ -1,7 +1,7 @@
 """Weight-only int8: matrices kept as bytes with a scale per output channel, widened where they are used.
 
-Half the memory (whether decoding is faster was not measured); activations, norms, biases, routers, embeddings, convolutions, the code
-predictor and the vocoder stay as they are. For inference only: rounding has no gradient.
+Half the memory; whether decoding is faster was not measured. Activations, norms, biases, routers, embeddings, convolutions, the
+code predictor and the vocoder stay as they are. For inference only: rounding has no gradient.
 """
 
 import math
