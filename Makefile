@@ -9,7 +9,7 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,eval,plan,test,dev]'
 	# The reference's processor needs torchvision; without --no-deps it would pull a second torch.
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps torchvision
 	touch .venv/.ready
@@ -28,4 +28,4 @@ parity: setup
 	$(BIN)/python tools/parity_table.py --report docs/parity.json
 
 test: lint
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n 2 --dist loadfile

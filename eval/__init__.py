@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks read, run and scored as their authors do."""

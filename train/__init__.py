@@ -1,0 +1,1 @@
+"""Training: data, step, stages, and the run."""

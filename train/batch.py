@@ -1,0 +1,25 @@
+"""What a training step is given: packed rows of tokens, what to predict, and the media of all rows."""
+
+import flax.struct
+
+from qwen3_omni_jax.infer.collate import Media
+from qwen3_omni_jax.models.thinker import ThinkerTokens
+from qwen3_omni_jax.shapes import Array, Float, Int
+
+KINDS = ('text', 'audio', 'image', 'video', 'mixed')  # of a record, by the media in it; losses are reported by kind
+
+
+@flax.struct.dataclass
+class TrainBatch:
+  """B rows of T tokens, several records to a row.
+
+  tokens.segment numbers the records of a row from 1; 0 is padding. targets: the next token of the same record. weights: of each
+  target in the loss, 0 where nothing is learnt (prompts, the last token of a record, padding). kind: of the record, an index
+  into KINDS.
+  """
+
+  tokens: ThinkerTokens
+  media: Media
+  targets: Int[Array, 'B T']
+  weights: Float[Array, 'B T']
+  kind: Int[Array, 'B T']
