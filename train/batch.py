@@ -6,7 +6,9 @@ from qwen3_omni_jax.infer.collate import Media
 from qwen3_omni_jax.models.thinker import ThinkerTokens
 from qwen3_omni_jax.shapes import Array, Float, Int
 
-KINDS = ('text', 'audio', 'image', 'video', 'mixed')  # of a record, by the media in it; losses are reported by kind
+from .records import KINDS  # losses are reported by kind of record
+
+__all__ = ['KINDS', 'TrainBatch']
 
 
 @flax.struct.dataclass

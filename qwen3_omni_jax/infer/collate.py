@@ -26,16 +26,23 @@ def bucket(n: int, at_least: int = 1) -> int:
 
 @flax.struct.dataclass
 class AudioWindows:
-  """Log-mel windows of up to 8 s, all of the same number of 1 s chunks (see models.audio_encoder)."""
+  """Log-mel windows of up to 8 s, all of the same number of 1 s chunks (see models.audio_encoder).
+
+  segment: in training, where windows share a row: the window of each chunk; frames and conv_frames are then 'R X' too.
+  """
 
   mel: Float[np.ndarray, 'R F M']
   frames: Int[np.ndarray, ' R']
   conv_frames: Int[np.ndarray, ' R']
+  segment: Int[np.ndarray, 'R X'] | None = None
 
 
 @flax.struct.dataclass
 class VisualFrames:
-  """Images and video frames padded to the same number of patches (see models.vision_encoder)."""
+  """Images and video frames padded to the same number of patches (see models.vision_encoder).
+
+  segment: in training, where frames share a row: the frame of each patch; heights and widths are then 'R P' too.
+  """
 
   patches: Float[np.ndarray, 'R P C']
   rows: Int[np.ndarray, 'R P']
@@ -43,6 +50,7 @@ class VisualFrames:
   heights: Int[np.ndarray, ' R']
   widths: Int[np.ndarray, ' R']
   length: Int[np.ndarray, ' R']
+  segment: Int[np.ndarray, 'R P'] | None = None
 
 
 @flax.struct.dataclass

@@ -54,15 +54,16 @@ class Limits:
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
 def encode_audio_windows(params: Params, cfg: ThinkerConfig, group: AudioWindows, dtype) -> Float[Array, 'R T D']:
-  return encode_audio(params, cfg.audio, group.mel.astype(dtype), group.frames, group.conv_frames)
+  return encode_audio(params, cfg.audio, group.mel.astype(dtype), group.frames, group.conv_frames, group.segment)
 
 
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
 def encode_visual_frames(params: Params, cfg: ThinkerConfig, group: VisualFrames, dtype):
   return encode_vision(
-    params, cfg.vision, group.patches.astype(dtype), group.rows, group.cols, group.heights, group.widths, group.length
-  )
+    params, cfg.vision, group.patches.astype(dtype), group.rows, group.cols, group.heights, group.widths, group.length,
+    group.segment,
+  )  # fmt: skip
 
 
 def encode_media(params: Params, cfg: ThinkerConfig, media: Media, dtype=jnp.float32) -> Features:

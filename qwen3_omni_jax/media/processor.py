@@ -19,6 +19,13 @@ from .video import load_video, video_audio, video_patches
 # What the checkpoint's feature extractor must be for media.audio to be right.
 _AUDIO = {'feature_size': 128, 'sampling_rate': 16_000, 'hop_length': 160, 'n_fft': 400}
 
+# How a medium is written in a text.
+PLACEHOLDERS = {
+  'audio': '<|audio_start|><|audio_pad|><|audio_end|>',
+  'image': '<|vision_start|><|image_pad|><|vision_end|>',
+  'video': '<|vision_start|><|video_pad|><|vision_end|>',
+}
+
 
 class _Prepared:
   """One conversation read and decoded, its sounds not yet turned into mel frames."""
@@ -133,9 +140,22 @@ class Processor:
     stop = begin + int(end[0]) + 1 if len(end) else len(whole.ids)  # without the line break after <|im_end|>
     return ModelInputs(whole.ids[:stop], whole.positions[:, :stop], whole.audios, whole.visuals), begin
 
+  def document(self, content: list[Any], *, fps: float | None = None, audio_in_video: bool = False) -> ModelInputs:
+    """ModelInputs of text and media one after the other, without a chat template, closed by <|endoftext|>: for pretraining.
+
+    content: parts as in a message. Media stand between their start and end tokens, as the chat template writes them.
+    """
+    plain, media = parse_messages([{'role': 'user', 'content': content}])
+    text = ''.join(part['text'] if part['type'] == 'text' else PLACEHOLDERS[part['type']] for part in plain[0]['content'])
+    row = self._load_all(text + '<|endoftext|>', media, self.fps if fps is None else fps, audio_in_video, False)
+    return self._assemble(row, _featurise(row.waves, together=False))
+
   def _prepare(self, messages: Any, fps: float, hear: bool, variables: dict, reference_exact: bool) -> _Prepared:
     plain, media = parse_messages(messages)
-    row = _Prepared(self.tokenizer.encode(self.template.render(plain, **variables)))
+    return self._load_all(self.template.render(plain, **variables), media, fps, hear, reference_exact)
+
+  def _load_all(self, text: str, media: list[MediaItem], fps: float, hear: bool, reference_exact: bool) -> _Prepared:
+    row = _Prepared(self.tokenizer.encode(text))
     for item in media:
       try:
         self._load(row, item, fps, hear, reference_exact)

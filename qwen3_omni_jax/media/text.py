@@ -135,6 +135,7 @@ class ChatTemplate:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     self._where = where
+    self._source = source
     environment = ImmutableSandboxedEnvironment(
       trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _generation_tag()]
     )
@@ -159,6 +160,9 @@ class ChatTemplate:
         if isinstance(source, str):
           return cls(source, str(folder / name))
     raise ValueError(f'{folder}: no chat template; expected chat_template.json or chat_template.jinja')
+
+  def __reduce__(self):
+    return ChatTemplate, (self._source, self._where)  # compiled anew in a worker process
 
   def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
     """The prompt text. messages must hold plain JSON values only; media as placeholders."""

@@ -2,7 +2,8 @@
 
 Convolutions shrink each 1 s chunk eightfold in time, then a transformer attends within a window of 8 chunks. Clips are
 cut into windows beforehand (windows never see one another, and positions restart in every chunk), so time and memory
-grow with a clip's length, not with its square, and any number of clips make one batch of windows.
+grow with a clip's length, not with its square, and any number of clips make one batch of windows. Short windows may share a
+row of the batch, told apart by segment.
 """
 
 import jax
@@ -64,8 +65,9 @@ def encode_audio(
   params: Params,
   cfg: AudioConfig,
   mel: Float[Array, 'R F M'],
-  frames: Int[Array, ' R'],
-  conv_frames: Int[Array, ' R'],
+  frames: Int[Array, ' R'] | Int[Array, 'R X'],
+  conv_frames: Int[Array, ' R'] | Int[Array, 'R X'],
+  segment: Int[Array, 'R X'] | None = None,
   *,
   remat: bool = False,
   windows_at_once: int | None = None,
@@ -76,6 +78,9 @@ def encode_audio(
   800 frames, the last one shorter. frames: valid frames, 0 for an unused row. conv_frames: 100, except for a clip below
   1 s: frames of the longest clip it is convolved with, at most 100. The reference pads chunks to the longest one of a
   call and does not mask between convolutions, so the end of a short clip is encoded differently beside a longer clip.
+
+  segment: where windows share a row, the number of the window that each of the X = F/100 chunks belongs to, from 1 (0 =
+  unused); a window begins with a chunk. frames and conv_frames are then given for each chunk, and every chunk has 13 rows.
 
   windows_at_once: how many windows are convolved together; bounds the memory of the convolutions (12 MB a chunk at full
   size). Default 1 on CPU, where it is also fastest, else 8; on a mesh, a multiple of the devices that share R.
@@ -92,8 +97,12 @@ def encode_audio(
   x = _convolve(params, cfg, mel, conv_frames, windows_at_once, remat)
   tokens = x.shape[1]
   per_chunk = tokens // chunks
-  valid = frames // cfg.chunk_frames * per_chunk + -(-(frames % cfg.chunk_frames) // SHRINK)
-  segment = (jnp.arange(tokens) < valid[:, None]).astype(jnp.int32)
+  if segment is None:
+    valid = frames // cfg.chunk_frames * per_chunk + -(-(frames % cfg.chunk_frames) // SHRINK)
+    segment = (jnp.arange(tokens) < valid[:, None]).astype(jnp.int32)
+  else:
+    said = jnp.arange(per_chunk) < -(-frames[..., None] // SHRINK)
+    segment = jnp.where(said, segment[..., None], 0).reshape(R, tokens)
 
   def layer(x, p):
     a, normed = p['attn'], layer_norm(x, p['attn_norm'], NORM_EPS)
@@ -112,7 +121,12 @@ def _project(x: Float[Array, 'R S D'], p: Params) -> Float[Array, 'R S N H']:
 
 
 def _convolve(
-  params: Params, cfg: AudioConfig, mel: Float[Array, 'R F M'], conv_frames: Int[Array, ' R'], at_once: int, remat: bool
+  params: Params,
+  cfg: AudioConfig,
+  mel: Float[Array, 'R F M'],
+  conv_frames: Int[Array, ' R'] | Int[Array, 'R X'],
+  at_once: int,
+  remat: bool,
 ) -> Float[Array, 'R S D']:
   """Mel windows to transformer inputs, a block of windows after the other."""
   R, F, M = mel.shape
@@ -123,7 +137,7 @@ def _convolve(
     mel, conv_frames = inputs
     chunks = F // cfg.chunk_frames
     x = jnp.einsum('nTM->nMT', mel.reshape(-1, cfg.chunk_frames, M))[..., None]
-    width = jnp.repeat(conv_frames, chunks)
+    width = conv_frames.reshape(-1) if conv_frames.ndim == 2 else jnp.repeat(conv_frames, chunks)
     for name in ('conv1', 'conv2', 'conv3'):
       x, width = gelu(_conv(x, params[name])), -(-width // 2)
       # What lies past the reference's padded width must be zero, as its own border is, for the next convolution.
@@ -163,6 +177,6 @@ class AudioEncoder(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, mel: Float[Array, 'R F M'], frames: Int[Array, ' R'], conv_frames: Int[Array, ' R']):
+  def __call__(self, mel: Float[Array, 'R F M'], frames, conv_frames, segment=None):
     params = declare(self, audio_spec(self.cfg))
-    return encode_audio(params, self.cfg, mel.astype(self.dtype), frames, conv_frames, remat=self.remat)
+    return encode_audio(params, self.cfg, mel.astype(self.dtype), frames, conv_frames, segment, remat=self.remat)

@@ -1,7 +1,7 @@
 """The vision encoder: patches of images and video frames to features, with deepstack levels from layers on the way.
 
-Every frame is a row of the batch: attention is within a frame, so a video is its frames. Patches come in merge-block
-order (the four patches that become one feature are neighbours).
+Attention is within a frame, so a video is its frames: each a row of the batch, or several of them in one row, told apart by
+segment. Patches come in merge-block order (the four patches that become one feature are neighbours).
 """
 
 import jax
@@ -63,23 +63,26 @@ def encode_vision(
   patches: Float[Array, 'R P C'],
   rows: Int[Array, 'R P'],
   cols: Int[Array, 'R P'],
-  heights: Int[Array, ' R'],
-  widths: Int[Array, ' R'],
+  heights: Int[Array, ' R'] | Int[Array, 'R P'],
+  widths: Int[Array, ' R'] | Int[Array, 'R P'],
   length: Int[Array, ' R'],
+  segment: Int[Array, 'R P'] | None = None,
   *,
   remat: bool = False,
 ) -> tuple[Float[Array, 'R S D'], Float[Array, 'I R S D']]:
-  """(features, deepstack levels) of R frames, S = P/4; a frame's first length/4 rows are valid, the rest is padding.
+  """(features, deepstack levels) of R rows, S = P/4; a row's first length/4 features are valid, the rest is padding.
 
   A frame is an image, or two successive pictures of a video. patches: flattened (channel, time, height, width) as the
   processor makes them. rows, cols: coordinates of each patch in its frame's grid of heights x widths patches. length:
-  valid patches, 0 for an unused frame.
+  valid patches of a row, 0 for an unused one. segment: where frames share a row, the number of each patch's frame, from 1
+  (0 = padding); heights and widths are then given for each patch.
   """
   (R, P, _), D = patches.shape, cfg.hidden_size
   group = cfg.spatial_merge_size**2
   if P % group:
     raise ValueError(f'{P} patches per frame: expected a multiple of {group}; pad the frames')
-  segment = (jnp.arange(P) < length[:, None]).astype(jnp.int32)
+  if segment is None:
+    segment = (jnp.arange(P) < length[:, None]).astype(jnp.int32)
   # Half of the rotated pairs turn with the row, half with the column.
   angle = jnp.concatenate([rope.angles(at, cfg.head_dim // 2, cfg.rope_theta) for at in (rows, cols)], axis=-1)
   x = linear(patches, params['patch'])
@@ -124,13 +127,14 @@ def position_embedding(
   side: int,
   rows: Int[Array, 'R P'],
   cols: Int[Array, 'R P'],
-  heights: Int[Array, ' R'],
-  widths: Int[Array, ' R'],
+  heights: Int[Array, ' R'] | Int[Array, 'R P'],
+  widths: Int[Array, ' R'] | Int[Array, 'R P'],
 ) -> Float[Array, 'R P D']:
   """The learned side x side grid stretched over each frame, corner on corner, and read off bilinearly. float32."""
 
   def taps(at, size):
-    place = at.astype(jnp.float32) * (side - 1) / jnp.maximum(size - 1, 1).astype(jnp.float32)[:, None]
+    size = size[:, None] if size.ndim == 1 else size
+    place = at.astype(jnp.float32) * (side - 1) / jnp.maximum(size - 1, 1).astype(jnp.float32)
     low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, side - 1)
     part = place - low.astype(jnp.float32)
     return (low, 1 - part), (jnp.minimum(low + 1, side - 1), part)
@@ -151,7 +155,7 @@ class VisionEncoder(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, patches: Float[Array, 'R P C'], rows, cols, heights, widths, length):
+  def __call__(self, patches: Float[Array, 'R P C'], rows, cols, heights, widths, length, segment=None):
     params = declare(self, vision_spec(self.cfg))
     patches = patches.astype(self.dtype)
-    return encode_vision(params, self.cfg, patches, rows, cols, heights, widths, length, remat=self.remat)
+    return encode_vision(params, self.cfg, patches, rows, cols, heights, widths, length, segment, remat=self.remat)

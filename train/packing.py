@@ -1,0 +1,250 @@
+"""Several examples to a row, several clips to an encoder row: best-fit packing into batches of one fixed shape.
+
+A *lane* packs its own share of the records into its own rows of every batch, within its own share of the encoders' rows. What a
+lane does depends on nothing else, so a batch is the same whichever process makes which lane.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qwen3_omni_jax.config import ThinkerConfig
+from qwen3_omni_jax.infer.collate import AudioWindows, Media, VisualFrames, patch_coordinates
+from qwen3_omni_jax.media.audio import audio_tokens
+from qwen3_omni_jax.media.inputs import ModelInputs
+from qwen3_omni_jax.models.thinker import ThinkerTokens
+
+from .batch import TrainBatch
+from .records import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneShape:
+  """Room in one lane of a batch: rows × length tokens, audio rows of `chunks` 1 s chunks, visual rows of `patches` patches."""
+
+  rows: int
+  length: int
+  audio_rows: int
+  chunks: int
+  visual_rows: int
+  patches: int
+
+
+def audio_windows(inputs: ModelInputs, cfg: ThinkerConfig) -> list[tuple[np.ndarray, int]]:
+  """(mel frames of a window, conv_frames) of every window of every clip, in order."""
+  size = cfg.audio.chunk_frames * cfg.audio.chunks_per_window
+  return [
+    (clip.mel[start : start + size], min(clip.conv_frames, cfg.audio.chunk_frames))
+    for clip in inputs.audios
+    for start in range(0, len(clip.mel), size)
+  ]
+
+
+def visual_frames(inputs: ModelInputs) -> list[tuple[np.ndarray, int, int]]:
+  """(patches, height, width) of every frame of every image and video, in order."""
+  return [
+    (patches, h, w) for visual in inputs.visuals for t, h, w in [visual.grid] for patches in visual.patches.reshape(t, h * w, -1)
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """What an example takes: tokens, chunks of each audio window, patches of each frame."""
+
+  tokens: int
+  windows: tuple[int, ...]
+  frames: tuple[int, ...]
+
+  @classmethod
+  def of(cls, example: Example, cfg: ThinkerConfig) -> 'Need':
+    windows = tuple(-(-len(mel) // cfg.audio.chunk_frames) for mel, _ in audio_windows(example.inputs, cfg))
+    frames = tuple(h * w for visual in example.inputs.visuals for t, h, w in [visual.grid] for _ in range(t))
+    return cls(len(example.learn), windows, frames)
+
+  def check(self, shape: LaneShape) -> None:
+    """Raises ValueError if no batch can ever hold it, saying which size to raise."""
+    if self.tokens > shape.length:
+      raise ValueError(f'{self.tokens} tokens; a row has {shape.length} (length)')
+    if self.frames and max(self.frames) > shape.patches:
+      raise ValueError(f'a picture of {max(self.frames)} patches; an encoder row has {shape.patches} (visual_row)')
+    empty = Bins.of(shape)
+    if not empty.fits(self):
+      raise ValueError(
+        f'{sum(self.windows)} s of audio in {len(self.windows)} windows and {sum(self.frames)} patches in {len(self.frames)} '
+        f'frames; a lane has {shape.audio_rows} audio rows of {shape.chunks} s and {shape.visual_rows} visual rows of '
+        f'{shape.patches} patches (audio_s, visual_patches)'
+      )
+
+
+@dataclasses.dataclass
+class Bins:
+  """Room left in a lane's rows while it is being filled."""
+
+  text: list[int]
+  audio: list[int]
+  visual: list[int]
+
+  @classmethod
+  def of(cls, shape: LaneShape) -> 'Bins':
+    return cls([shape.length] * shape.rows, [shape.chunks] * shape.audio_rows, [shape.patches] * shape.visual_rows)
+
+  def fits(self, need: Need) -> bool:
+    return self._find(need) is not None
+
+  def place(self, need: Need) -> tuple[int, list[int], list[int]] | None:
+    """(row, audio row of each window, visual row of each frame), taken from the room; None if it does not fit."""
+    found = self._find(need)
+    if found is None:
+      return None
+    (row, self.text), (audio, self.audio), (visual, self.visual) = found
+    return row[0], audio, visual
+
+  def _find(self, need: Need):
+    text = _best_fit(self.text, (need.tokens,))
+    audio = _best_fit(self.audio, need.windows) if text is not None else None
+    visual = _best_fit(self.visual, need.frames) if audio is not None else None
+    return None if text is None or audio is None or visual is None else (text, audio, visual)
+
+
+def _best_fit(room: list[int], sizes: Sequence[int]) -> tuple[list[int], list[int]] | None:
+  """(bin of each size, room left): largest first, each into the fullest bin that holds it, the first of equals."""
+  room, chosen = list(room), [0] * len(sizes)
+  for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+    best = min((b for b in range(len(room)) if room[b] >= sizes[i]), key=lambda b: room[b], default=None)
+    if best is None:
+      return None
+    chosen[i] = best
+    room[best] -= sizes[i]
+  return chosen, room
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+  """An example and where it lies in its lane."""
+
+  example: Example
+  row: int
+  audio: list[int]
+  visual: list[int]
+
+
+def choose(bins: Bins, needs: Sequence[Need]) -> tuple[int, tuple[int, list[int], list[int]]] | None:
+  """(which, where) of the next example to place, of those waiting in order of arrival; None if none fits.
+
+  The first one of an empty lane goes in first, so that none waits for ever; then the longest that fits.
+  """
+  for i in sorted(range(len(needs)), key=lambda i: -needs[i].tokens):
+    if (where := bins.place(needs[i])) is not None:
+      return i, where
+  return None
+
+
+def assemble(lanes: Sequence[tuple[int, Sequence[Placed]]], shape: LaneShape, cfg: ThinkerConfig) -> TrainBatch:
+  """The rows of these lanes, each given with its number among all lanes of the run.
+
+  Feature indices count through the media of all lanes in order of their numbers, whichever lanes are here.
+  """
+  n, (R, T) = len(lanes), (shape.rows, shape.length)
+  ids, segment, targets, kind = (np.zeros((n * R, T), np.int32) for _ in range(4))
+  positions, weights = np.zeros((3, n * R, T), np.float32), np.zeros((n * R, T), np.float32)
+  audio = _AudioRows(n, shape, cfg) if shape.audio_rows else None
+  visual = _VisualRows(n, shape, cfg) if shape.visual_rows else None
+  audio_index, visual_index = np.full((n * R, T), -1, np.int32), np.full((n * R, T), -1, np.int32)
+  visual_ids = (cfg.image_token_id, cfg.video_token_id)
+  for here, (lane, placed) in enumerate(lanes):
+    used, documents = [0] * R, [0] * R
+    for item in placed:
+      inputs, row = item.example.inputs, here * R + item.row
+      begin, number = used[item.row], len(inputs.ids)
+      used[item.row] += number
+      documents[item.row] += 1
+      span = slice(begin, begin + number)
+      ids[row, span], positions[:, row, span], segment[row, span] = inputs.ids, inputs.positions, documents[item.row]
+      kind[row, span] = item.example.kind
+      targets[row, begin : begin + number - 1] = inputs.ids[1:]
+      weights[row, begin : begin + number - 1] = item.example.learn[1:]
+      if audio is not None and inputs.audios:
+        audio_index[row, span][inputs.ids == cfg.audio_token_id] = audio.add(here, lane, inputs, item.audio)
+      if visual is not None and inputs.visuals:
+        visual_index[row, span][np.isin(inputs.ids, visual_ids)] = visual.add(here, lane, inputs, item.visual)
+  tokens = ThinkerTokens(
+    ids, positions, segment, None if audio is None else audio_index, None if visual is None else visual_index
+  )
+  media = Media((audio.group,) if audio is not None else (), (visual.group,) if visual is not None else ())
+  return TrainBatch(tokens, media, targets, weights, kind)
+
+
+class _AudioRows:
+  """The audio encoder's rows being filled."""
+
+  def __init__(self, lanes: int, shape: LaneShape, cfg: ThinkerConfig):
+    self.cfg, self.shape = cfg, shape
+    rows, X, chunk = lanes * shape.audio_rows, shape.chunks, cfg.audio.chunk_frames
+    self.group = AudioWindows(
+      np.zeros((rows, X * chunk, cfg.audio.num_mel_bins), np.float32), np.zeros((rows, X), np.int32),
+      np.full((rows, X), chunk, np.int32), np.zeros((rows, X), np.int32),
+    )  # fmt: skip
+    self.used, self.windows = [0] * rows, [0] * rows
+
+  def add(self, here: int, lane: int, inputs: ModelInputs, rows: Sequence[int]) -> np.ndarray:
+    """Writes the windows of an example; the feature row of each of its audio tokens, in reading order."""
+    chunk, per_chunk = self.cfg.audio.chunk_frames, audio_tokens(self.cfg.audio.chunk_frames)
+    group, segment, index = self.group, np.asarray(self.group.segment), []
+    for (mel, conv_frames), row in zip(audio_windows(inputs, self.cfg), rows, strict=True):
+      at, number = here * self.shape.audio_rows + row, -(-len(mel) // chunk)
+      begin = self.used[at]
+      self.used[at] += number
+      self.windows[at] += 1
+      group.mel[at, begin * chunk : begin * chunk + len(mel)] = mel
+      span = slice(begin, begin + number)
+      group.frames[at, span] = np.minimum(len(mel) - np.arange(number) * chunk, chunk)
+      group.conv_frames[at, span], segment[at, span] = conv_frames, self.windows[at]
+      first = ((lane * self.shape.audio_rows + row) * self.shape.chunks + begin) * per_chunk
+      index.append(first + np.arange(audio_tokens(len(mel)), dtype=np.int32))
+    return np.concatenate(index)
+
+
+class _VisualRows:
+  """The vision encoder's rows being filled."""
+
+  def __init__(self, lanes: int, shape: LaneShape, cfg: ThinkerConfig):
+    self.merge, self.shape = cfg.vision.spatial_merge_size, shape
+    rows, P = lanes * shape.visual_rows, shape.patches
+    whole = lambda value: np.full((rows, P), value, np.int32)
+    self.group = VisualFrames(
+      np.zeros((rows, P, cfg.vision.patch_dim), np.float32), whole(0), whole(0), whole(self.merge), whole(self.merge),
+      np.zeros(rows, np.int32), whole(0),
+    )  # fmt: skip
+    self.frames = [0] * rows
+
+  def add(self, here: int, lane: int, inputs: ModelInputs, rows: Sequence[int]) -> np.ndarray:
+    """Writes the frames of an example; the feature row of each of its visual tokens, in reading order."""
+    group, segment, block, index = self.group, np.asarray(self.group.segment), self.merge**2, []
+    for (patches, height, width), row in zip(visual_frames(inputs), rows, strict=True):
+      at = here * self.shape.visual_rows + row
+      begin, number = int(group.length[at]), len(patches)
+      group.length[at] += number
+      self.frames[at] += 1
+      span = slice(begin, begin + number)
+      group.patches[at, span], segment[at, span] = patches, self.frames[at]
+      group.rows[at, span], group.cols[at, span] = patch_coordinates(height, width, self.merge)
+      group.heights[at, span], group.widths[at, span] = height, width
+      first = ((lane * self.shape.visual_rows + row) * self.shape.patches + begin) // block
+      index.append(first + np.arange(number // block, dtype=np.int32))
+    return np.concatenate(index)
+
+
+def fill(batch: TrainBatch) -> dict[str, Any]:
+  """How full a batch is: tokens, targets, audio chunks and patches used, and the room there was."""
+  media = batch.media
+  numbers = {
+    'tokens': int((batch.tokens.segment != 0).sum()), 'tokens_room': batch.tokens.ids.size,
+    'targets': int((batch.weights != 0).sum()),
+  }  # fmt: skip
+  for name, groups in (('audio_s', media.audio), ('patches', media.visual)):
+    for group in groups:
+      segment = np.asarray(group.segment)
+      numbers |= {name: int((segment != 0).sum()), f'{name}_room': segment.size}
+  return numbers

@@ -1,0 +1,249 @@
+"""What a record means: a conversation or a document becomes an `Example`, tokens with what is learnt of them and decoded media.
+
+Two forms. *chat* is ms-swift's: `{"messages": [{"role", "content"}, …], "images": […], "audios": […], "videos": […]}`, with
+`<image>`, `<audio>`, `<video>` in the texts where the media stand; contents may also be lists of parts as in the Qwen cookbooks.
+*document* is for continued pretraining: `{"text": "…"}` with the same placeholders and lists, or `{"content": [parts]}`.
+Runs in worker processes: nothing here imports jax.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from qwen3_omni_jax.media.inputs import ModelInputs
+from qwen3_omni_jax.media.processor import Processor
+
+from .mask import Marks, chat_mask, document_mask
+
+Form = Literal['chat', 'document']
+MEDIA = ('image', 'audio', 'video')
+_PLACEHOLDER = re.compile(r'<(image|audio|video)>')
+_SPECIAL = re.compile(r'<\|[a-z_]+\|>')
+_COMMON = {'id', 'images', 'audios', 'videos', 'fps', 'audio_in_video'}
+_KEYS = {'chat': _COMMON | {'messages', 'tools'}, 'document': _COMMON | {'text', 'content'}}
+KINDS = ('text', 'audio', 'image', 'video', 'mixed')  # of an example, by the media in it
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """How the records of one source are read.
+
+  fps, audio_in_video: where the record says nothing. thinking: learn the assistant's thoughts too. ignore: keys of the records
+  that mean nothing here. length: tokens of a row; a longer document is cut into pieces if split says so.
+  """
+
+  form: Form = 'chat'
+  fps: float | None = None
+  audio_in_video: bool = False
+  thinking: bool = True
+  ignore: tuple[str, ...] = ()
+  length: int = 8192
+  split: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One record, or one piece of a long document. learn: bool 'T', which tokens are to be predicted."""
+
+  inputs: ModelInputs
+  learn: np.ndarray
+  kind: int  # index into KINDS
+
+
+def read_record(record: dict[str, Any], rules: Rules, processor: Processor, marks: Marks) -> list[Example]:
+  """The record's example; several for a long document. Raises ValueError saying what is wrong with it."""
+  known = _KEYS[rules.form]
+  unknown = [key for key in record if key not in known and key not in rules.ignore]
+  if unknown:
+    raise ValueError(
+      f'unknown keys {", ".join(map(repr, sorted(unknown)))} in a {rules.form} record; known are {", ".join(sorted(known))} '
+      "(others can be named in the source's `ignore`)"
+    )
+  options = {
+    'fps': _number(record, 'fps', rules.fps),
+    'audio_in_video': _flag(record, 'audio_in_video', rules.audio_in_video),
+  }
+  if rules.form == 'chat':
+    examples = [_chat(record, options, rules, processor, marks)]
+  else:
+    examples = _document(record, options, rules, processor, marks)
+  longest = max(len(example.learn) for example in examples)
+  if longest > rules.length:
+    raise ValueError(f'{longest} tokens; a row has {rules.length}')
+  if not any(example.learn[1:].any() for example in examples):
+    raise ValueError('nothing to learn in it: no words of an assistant, or no text')
+  return examples
+
+
+def _chat(record: dict[str, Any], options: dict, rules: Rules, processor: Processor, marks: Marks) -> Example:
+  messages = record.get('messages')
+  if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages) or not messages:
+    raise ValueError('messages: expected a list of messages')
+  media = _Media(record)
+  turns, learnt = [], []
+  for m, message in enumerate(messages):
+    message = {key: value for key, value in message.items() if value is not None}
+    if message.get('role') == 'assistant':
+      learnt.append(_flag(message, 'loss', True))
+    message.pop('loss', None)
+    turns.append(message | {'content': media.place(message.get('content', ''), f'messages[{m}].content')})
+    _no_marks(turns[-1].get('reasoning_content'), f'messages[{m}].reasoning_content')
+  media.check()
+  tools = record.get('tools')
+  if isinstance(tools, str):
+    tools = json.loads(tools) if tools else None  # ms-swift writes them as a string
+  inputs = processor(turns, add_generation_prompt=False, tools=tools, **options)
+  return Example(inputs, chat_mask(inputs.ids, learnt, marks, rules.thinking), _kind(inputs))
+
+
+def _document(record: dict[str, Any], options: dict, rules: Rules, processor: Processor, marks: Marks) -> list[Example]:
+  if ('text' in record) == ('content' in record):
+    raise ValueError('expected either text or content')
+  media = _Media(record)
+  name = 'text' if 'text' in record else 'content'
+  content = media.place(record[name], name)
+  media.check()
+  if isinstance(content, str):
+    content = [{'type': 'text', 'text': content}]
+  inputs = processor.document(content, **options)
+  whole = Example(inputs, document_mask(inputs.ids, marks), _kind(inputs))
+  return list(_pieces(whole, rules.length, processor)) if rules.split and len(inputs.ids) > rules.length else [whole]
+
+
+class _Media:
+  """The media lists of a record, handed out to the placeholders of its texts in order."""
+
+  def __init__(self, record: dict[str, Any]):
+    self.lists: dict[str, list] = {}
+    self.taken = dict.fromkeys(MEDIA, 0)
+    for kind in MEDIA:
+      items = record.get(f'{kind}s', [])
+      items = [items] if isinstance(items, (str, bytes, dict)) else items
+      if not isinstance(items, list):
+        raise ValueError(f'{kind}s: expected a list, found {type(items).__name__}')
+      self.lists[kind] = [_source(item, f'{kind}s[{i}]') for i, item in enumerate(items)]
+
+  def place(self, content: Any, where: str) -> Any:
+    """content with its placeholders replaced by parts."""
+    if isinstance(content, list):
+      parts = []
+      for p, part in enumerate(content):
+        if isinstance(part, str):
+          part = {'type': 'text', 'text': part}
+        if isinstance(part, dict):
+          part = {key: value for key, value in part.items() if value is not None}
+          part |= {kind: _source(part[kind], f'{where}[{p}].{kind}') for kind in MEDIA if kind in part}
+        if isinstance(part, dict) and isinstance(part.get('text'), str):
+          text = self.place(part['text'], f'{where}[{p}].text')
+          parts += text if isinstance(text, list) else [part]
+        else:
+          parts.append(part)
+      return parts
+    if not isinstance(content, str):
+      raise ValueError(f'{where}: expected text or a list of parts, found {type(content).__name__}')
+    _no_marks(content, where)
+    pieces = _PLACEHOLDER.split(content)  # text, kind, text, kind, …, text
+    if len(pieces) == 1 or not any(self.lists.values()):
+      return content  # without media lists, <image> is but a word
+    parts = []
+    for i, piece in enumerate(pieces):
+      if i % 2:
+        if self.taken[piece] >= len(self.lists[piece]):
+          raise ValueError(f'{where}: more <{piece}> than the {len(self.lists[piece])} of {piece}s')
+        parts.append({'type': piece, piece: self.lists[piece][self.taken[piece]]})
+        self.taken[piece] += 1
+      elif piece:
+        parts.append({'type': 'text', 'text': piece})
+    return parts
+
+  def check(self) -> None:
+    left = [f'{len(self.lists[k])} {k}s but {self.taken[k]} <{k}>' for k in MEDIA if len(self.lists[k]) != self.taken[k]]
+    if left:
+      raise ValueError('; '.join(left) + ' in the texts')
+
+
+def _source(item: Any, where: str) -> Any:
+  """A path, data: URL or bytes; {'bytes', 'path'} as Hugging Face datasets write media to Parquet."""
+  if isinstance(item, dict):
+    item = item.get('bytes') or item.get('path') or item.get('url')
+  if not isinstance(item, (str, bytes)) or not item:
+    raise ValueError(f"{where}: expected a path, a data: URL, bytes or {{'bytes', 'path'}}")
+  return item
+
+
+def _no_marks(text: Any, where: str) -> None:
+  if isinstance(text, str) and (found := _SPECIAL.search(text)):
+    raise ValueError(f'{where}: contains {found[0]}, which the model reads as a mark and not as text')
+
+
+def _number(record: dict[str, Any], key: str, default: float | None) -> float | None:
+  value = record.get(key, default)
+  if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1000):
+    raise ValueError(f'{key}: expected a number above 0, found {str(value)[:40]!r}')
+  return value
+
+
+def _flag(record: dict[str, Any], key: str, default: bool) -> bool:
+  value = record.get(key, default)
+  if not isinstance(value, bool):
+    raise ValueError(f'{key}: expected true or false, found {str(value)[:40]!r}')
+  return value
+
+
+def _kind(inputs: ModelInputs) -> int:
+  kinds = {visual.kind for visual in inputs.visuals} | ({'audio'} if inputs.audios else set())
+  return KINDS.index(kinds.pop() if len(kinds) == 1 else 'mixed' if kinds else 'text')
+
+
+def _pieces(whole: Example, length: int, processor: Processor) -> Iterator[Example]:
+  """A long document cut into pieces of at most `length` tokens, between tokens of text; a medium stays whole.
+
+  Every piece has its own media and positions from 0; its first token is predicted by nothing.
+  """
+  cfg, inputs = processor.cfg.thinker, whole.inputs
+  sees, hears = inputs.ids == cfg.vision_start_token_id, inputs.ids == cfg.audio_start_token_id
+  hears_alone = hears & ~np.append(False, sees[:-1])  # the sound of a video begins inside the video
+  begins = np.flatnonzero(whole.learn | sees | hears_alone)  # where a piece may begin
+  audios, visuals = iter(inputs.audios), iter(inputs.visuals)
+  begin = 0
+  while begin < len(inputs.ids):
+    end = len(inputs.ids)
+    if end - begin > length:
+      end = int(begins[np.searchsorted(begins, begin + length, side='right') - 1])
+      if end <= begin:
+        raise ValueError(f'a medium of more than {length} tokens; a row has {length}')
+    part = slice(begin, end)
+    piece = ModelInputs(
+      inputs.ids[part], inputs.positions[:, part] - inputs.positions[:, begin : begin + 1],
+      tuple(next(audios) for _ in range(int(hears[part].sum()))), tuple(next(visuals) for _ in range(int(sees[part].sum()))),
+    )  # fmt: skip
+    yield Example(piece, whole.learn[part], _kind(piece))
+    begin = end
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+  """From what a source gives to what a lane packs, run by Grain's threads or worker processes.
+
+  {'record', 'id'} becomes {'examples', 'id', 'source'}; what fails, for whatever reason, becomes {'error', 'id', 'source'}.
+  """
+
+  source: str
+  rules: Rules
+  processor: Processor
+  marks: Marks
+
+  def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+    name = {'id': item['id'], 'source': self.source}
+    if 'error' in item:
+      return {'error': item['error']} | name
+    try:
+      return {'examples': read_record(item['record'], self.rules, self.processor, self.marks)} | name
+    except ValueError as e:
+      return {'error': str(e)} | name
+    except Exception as e:  # decoders of damaged media raise what they like; one record must not end the job
+      return {'error': f'{type(e).__name__}: {e}'} | name
