@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec
 from ..shapes import Array, Float, Int, Params
 from ..sharding import batch_axes, length_axis, platform
 from .experts import Experts, run_experts
+from .permute import move_rows
 
 AXIS = 'expert'
 
@@ -99,7 +100,8 @@ Compute = Callable[[Array, Array], Array]  # (rows, their experts here in ascend
 def _grouped(x, expert: Int[Array, ' M'], number: int, compute: Compute):
   """compute over rows in any order; those of no expert here (`number`) give zeros."""
   order = jnp.argsort(expert)
-  y = compute(x[order], expert[order])[jnp.argsort(order)]
+  back = jnp.argsort(order)
+  y = move_rows(compute(move_rows(x, order, back), expert[order]), back, order)
   return jnp.where((expert < number)[:, None], y, 0)
 
 

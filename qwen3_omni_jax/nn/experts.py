@@ -4,16 +4,19 @@
 comes last, and its result means nothing.
 """
 
+import dataclasses
 import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..shapes import Array, Float, Int, Params
 from ..sharding import platform
 from .int8 import leaf_map
 from .layers import swiglu
+from .permute import move_rows, take_rows
 
 
 @flax.struct.dataclass
@@ -99,7 +102,6 @@ def _blocked(rows, expert, experts: Experts, expected: int):
   first = jnp.concatenate([jnp.cumsum(sizes) - sizes, jnp.array([M], jnp.int32)])
   slot = jnp.arange(M) - first[expert]  # of a row among its expert's; negative where there is no expert
   together = _rows_together(expected, number)
-  rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])  # row M is what padding reads
   y = _in_blocks(rows, expert, slot - together, jnp.maximum(sizes - together, 0), experts, expected)
   if together:
     y = jnp.where((slot < together)[:, None], _together(rows, expert, slot, together, experts), y)
@@ -114,36 +116,90 @@ def _rows_together(rows: int, number: int) -> int:
 
 def _together(rows, expert, slot, together: int, experts: Experts):
   """Results of the rows whose slot is below `together`; those of the others mean nothing."""
-  M, total = len(rows) - 1, experts.number * together
+  total = experts.number * together
   place = jnp.where((slot >= 0) & (slot < together), expert * together + slot, total)
-  source = jnp.full(total, M, jnp.int32).at[place].set(jnp.arange(M, dtype=jnp.int32), mode='drop')
-  y = jax.vmap(swiglu)(rows[source].reshape(experts.number, together, -1), experts.all())
-  return y.reshape(total, -1)[jnp.minimum(place, total - 1)]
+  source = _inverse(place, total)
+  y = jax.vmap(swiglu)(move_rows(rows, source, place).reshape(experts.number, together, -1), experts.all())
+  return move_rows(y.reshape(total, -1), place, source)
+
+
+def _inverse(place: Int[Array, ' M'], total: int) -> Int[Array, ' X']:
+  """The row that goes to each of `total` places; M where none does."""
+  M = len(place)
+  return jnp.full(total, M, jnp.int32).at[place].set(jnp.arange(M, dtype=jnp.int32), mode='drop')
 
 
 def _in_blocks(rows, expert, slot, sizes: Int[Array, ' E'], experts: Experts, expected: int):
   """Results of the rows whose slot is not negative; those of the others mean nothing. sizes: how many each expert has.
 
-  Each expert's rows are padded to whole blocks. The number of blocks is static: all rows fill at most M/block whole
+  Each expert's rows are padded to whole blocks. The number of places is static: all rows fill at most M/block whole
   ones, and each expert adds at most one more.
   """
-  M, number = len(rows) - 1, experts.number
+  M, number = len(rows), experts.number
   block = min(32, max(8, 1 << (expected // number).bit_length()))
   blocks = -(-M // block) + min(number, M)
   blocks_of = -(-sizes // block)
   last = jnp.cumsum(blocks_of)
   start = jnp.concatenate([last - blocks_of, jnp.zeros(1, last.dtype)])[expert]
   place = jnp.where((slot >= 0) & (expert < number), start * block + slot, blocks * block)
-  source = jnp.full(blocks * block, M, jnp.int32).at[place].set(jnp.arange(M, dtype=jnp.int32), mode='drop')
+  source = _inverse(place, blocks * block).reshape(blocks, block)
   expert_of_block = jnp.searchsorted(last, jnp.arange(blocks), side='right')
+  return _run_blocks(rows, experts, source, place, expert_of_block, last[-1])
 
-  def one_block(_, inputs):
-    source, expert = inputs
-    nothing = lambda: jnp.zeros((block, rows.shape[-1]), rows.dtype)  # blocks past the last are skipped
-    return None, jax.lax.cond(expert < number, lambda: swiglu(rows[source], experts.one(expert)), nothing)
 
-  _, y = jax.lax.scan(one_block, None, (source.reshape(blocks, block), expert_of_block))
-  return y.reshape(blocks * block, -1)[jnp.minimum(place, blocks * block - 1)]
+@jax.custom_vjp
+def _run_blocks(rows, experts: Experts, source, place, expert_of_block, used):
+  """SwiGLU of the first `used` blocks. source: row of each place in a block (M: none); place: its inverse."""
+
+  def one_block(i, y):
+    out = swiglu(take_rows(rows, source[i]), experts.one(expert_of_block[i]))
+    return jax.lax.dynamic_update_index_in_dim(y, out, i, 0)
+
+  y = jax.lax.fori_loop(0, used, one_block, jnp.zeros((*source.shape, rows.shape[-1]), rows.dtype))
+  return take_rows(y.reshape(-1, rows.shape[-1]), place)
+
+
+def _run_blocks_forward(*inputs):
+  return _run_blocks(*inputs), inputs
+
+
+def _run_blocks_backward(inputs, dy):
+  """Each block is computed again, and what it says of its expert's weights is added where they lie: differentiating the loop
+  would add an array of the size of all experts for every block."""
+  rows, experts, source, place, expert_of_block, used = inputs
+  leaves, structure = jax.tree.flatten(experts)
+  trained = [i for i, w in enumerate(leaves) if jnp.issubdtype(w.dtype, jnp.inexact)]
+
+  def with_trained(values):
+    chosen = list(leaves)
+    for i, value in zip(trained, values, strict=True):
+      chosen[i] = value
+    return jax.tree.unflatten(structure, chosen)
+
+  def one_block(i, carry):
+    dx, grads = carry
+    expert = expert_of_block[i]
+    window = lambda w: jax.lax.dynamic_slice(w, (experts.layer, expert, 0, 0), (1, 1, *w.shape[2:]))
+    one = lambda x, weights: swiglu(x, dataclasses.replace(with_trained(weights), layer=jnp.int32(0)).one(0))
+    _, pull = jax.vjp(one, take_rows(rows, source[i]), [window(leaves[t]) for t in trained])
+    dx_block, changes = pull(take_rows(dy, source[i]))
+    grads = [
+      jax.lax.dynamic_update_slice(g, window(g) + c.astype(g.dtype), (experts.layer, expert, 0, 0))
+      for g, c in zip(grads, changes, strict=True)
+    ]
+    return jax.lax.dynamic_update_index_in_dim(dx, dx_block, i, 0), grads
+
+  start = jnp.zeros((*source.shape, rows.shape[-1]), rows.dtype), [jnp.zeros_like(leaves[i]) for i in trained]
+  dx, grads = jax.lax.fori_loop(0, used, one_block, start)
+  nothing = lambda a: np.zeros(a.shape, jax.dtypes.float0)
+  cotangents = [nothing(w) for w in leaves]
+  for i, g in zip(trained, grads, strict=True):
+    cotangents[i] = g
+  dx = take_rows(dx.reshape(-1, rows.shape[-1]), place)
+  return dx, jax.tree.unflatten(structure, cotangents), *(nothing(a) for a in (source, place, expert_of_block, used))
+
+
+_run_blocks.defvjp(_run_blocks_forward, _run_blocks_backward)
 
 
 GROUPED = {'ragged': _ragged, 'blocked': _blocked}

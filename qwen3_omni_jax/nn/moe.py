@@ -16,6 +16,7 @@ from .expert_parallel import LOSSLESS, Dispatch, expert_parallel
 from .experts import GROUPED, Experts, experts_form, run_experts
 from .layers import swiglu, swiglu_spec
 from .params import Param, Spec
+from .permute import move_rows
 
 
 def moe_spec(width: int, ffn: int, experts: int, shared_ffn: int = 0) -> Spec:
@@ -122,8 +123,9 @@ def grouped_form(form: str, x: Float[Array, 'T D'], routing: Routing, experts: E
   """Pairs sorted by expert, run together, put back in token order, weighted and summed."""
   T, A = routing.experts.shape
   order = jnp.argsort(routing.experts.reshape(-1))
-  y = run_experts(x[order // A], routing.experts.reshape(-1)[order], experts, form)
-  y = y[jnp.argsort(order)].reshape(T, A, -1)
+  back = jnp.argsort(order)
+  y = run_experts(move_rows(x, order, back, A), routing.experts.reshape(-1)[order], experts, form)
+  y = move_rows(y, back, order).reshape(T, A, -1)
   return jnp.einsum('TAD,TA->TD', y, routing.weights)
 
 

@@ -1,0 +1,41 @@
+"""Rows moved to other places, with a backward pass that moves them back.
+
+Left to itself, the gradient of a gather adds rows up one by one (a scatter), since it cannot know that none is used twice.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ..shapes import Array, Float, Int
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def move_rows(
+  x: Float[Array, 'M D'], source: Int[Array, ' X'], target: Int[Array, ' Y'], copies: int = 1
+) -> Float[Array, 'X D']:
+  """Row i of the result is row source[i] of x, each of whose rows stands `copies` times in a row; zeros where source[i] is past
+  the end.
+
+  target: the way back: copy j (of M * copies) is row target[j] of the result and no other; past the end: it is nowhere.
+  """
+  del target
+  return take_rows(x, source if copies == 1 else source // copies)
+
+
+def take_rows(x: Float[Array, 'M D'], index: Int[Array, '*b']) -> Float[Array, '*b D']:
+  """x[index], zeros where the index is past the end."""
+  return jnp.take(x, index, axis=0, mode='fill', fill_value=0)
+
+
+def _forward(x, source, target, copies):
+  return move_rows(x, source, target, copies), target
+
+
+def _backward(copies, target, dy):
+  dx = take_rows(dy, target)
+  return dx if copies == 1 else dx.reshape(-1, copies, dx.shape[-1]).sum(axis=1), None, None
+
+
+move_rows.defvjp(_forward, _backward)
