@@ -7,7 +7,7 @@ import pathlib
 import zlib
 from typing import Any
 
-PRESETS = ('tiny', 'odd', 'small')
+PRESETS = ('tiny', 'odd', 'small', 'nano')
 VARIANTS = ('instruct', 'thinking', 'captioner')
 
 # The 33 added tokens, in their published order; the ones marked with * are ordinary text to a decoder.
@@ -86,7 +86,8 @@ CHAT_TEMPLATE = """{%- macro parts(content) -%}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--out', required=True, metavar='DIR', help='new folder')
-  parser.add_argument('--preset', default='tiny', choices=PRESETS, help='tiny: under 10 M parameters; small: about 200 M')
+  sizes = 'tiny: under 10 M parameters; small: about 200 M; nano: 4 M without a Talker, a size to train at home'
+  parser.add_argument('--preset', default='tiny', choices=PRESETS, help=sizes)
   parser.add_argument('--seed', type=int, default=0, help='of the random weights')
   parser.add_argument('--variant', default='instruct', choices=VARIANTS, help='thinking and captioner have no Talker')
 
@@ -173,13 +174,13 @@ def make_config(preset: str, variant: str, ids: dict[str, int]) -> dict[str, Any
   config |= {field: ids[token] for field, token in TOKEN_FIELDS.items()}
   media = {field: ids[token] for field, token in MEDIA_TOKEN_FIELDS.items()}
   config['thinker_config'] |= media
-  if variant == 'instruct':
+  if variant == 'instruct' and 'talker_config' in config:
     config['talker_config'] |= {k: v for k, v in media.items() if k not in ('user_token_id', 'vision_end_token_id')}
     first = config['talker_config']['codec_pad_id'] + 153  # the released ids: pad 2148, speakers from 2301
     config['talker_config'].setdefault('speaker_id', {name: first + i for i, name in enumerate(('chelsie', 'ethan', 'aiden'))})
   else:
     config['enable_audio_output'] = False
-    del config['talker_config'], config['code2wav_config']
+    config.pop('talker_config', None), config.pop('code2wav_config', None)
   return config
 
 
