@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-ORDER = 'config_reader config hardware flops shapes report sharding nn media models weights infer train eval tools cli'.split()
+ORDER = (
+  'config_reader config hardware flops shapes report sharding distributed nn media models weights infer train eval tools cli'
+).split()
 TOP_LEVEL = ('train', 'eval', 'tools', 'configs')
 FORBIDDEN = {'media': {'jax', 'flax'}, 'models': {'qwen3_omni_jax.media'}}
 NOT_SHIPPED = {'torch', 'transformers', 'torchvision'}
