@@ -359,6 +359,11 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
   return states[0] | {'lanes': {lane: value for state in states for lane, value in state['lanes'].items()}}
 
 
+def example_stream(cfg: DataConfig, processor: Processor, lane: int = 0):
+  """What a lane reads, by number, as the loader sees it: to look at examples, or to measure them."""
+  return _stream(cfg, [open_source(source.path) for source in cfg.sources], _resized(processor, cfg), lane)
+
+
 def _stream(cfg: DataConfig, sources: Sequence[Source], processor: Processor, lane: int):
   """Everything one lane reads, as a Grain dataset with random access: [k] is its k-th record, decoded."""
   import grain
