@@ -21,7 +21,7 @@ _BLOCK = 2**24
 
 
 class Shard(abc.ABC):
-  """One file of records. `len`, and `[i]` -> (raw record, its id for messages)."""
+  """One file of records: how many, each one's name for messages, and the raw record itself."""
 
   def __init__(self, path: pathlib.Path):
     self.path = path
@@ -30,7 +30,10 @@ class Shard(abc.ABC):
   def __len__(self) -> int: ...
 
   @abc.abstractmethod
-  def __getitem__(self, index: int) -> tuple[dict[str, Any], str]: ...
+  def read(self, index: int) -> dict[str, Any]: ...
+
+  def name(self, index: int) -> str:
+    return f'{self.path.name}:{index}'
 
   def __getstate__(self) -> dict[str, Any]:
     """Without open files and caches: a worker process opens its own."""
@@ -74,11 +77,13 @@ class JsonLines(Shard):
   def __len__(self) -> int:
     return len(self.lines)
 
-  def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
+  def read(self, index: int) -> dict[str, Any]:
     line = int(self.lines[index])
-    name = f'{self.path.name}:{line + 1}'
     begin, end = self.edges[line : line + 2].tolist()
-    return self._json(self._span(begin, end - begin, name), name), name
+    return self._json(self._span(begin, end - begin, self.name(index)), self.name(index))
+
+  def name(self, index: int) -> str:
+    return f'{self.path.name}:{int(self.lines[index]) + 1}'
 
 
 class Parquet(Shard):
@@ -101,7 +106,7 @@ class Parquet(Shard):
   def __len__(self) -> int:
     return self.ends[-1] if self.ends else 0
 
-  def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
+  def read(self, index: int) -> dict[str, Any]:
     group = bisect.bisect_right(self.ends, index)
     kept = vars(self).get('group')  # (number, table): replaced as one value, so threads may race
     if kept is None or kept[0] != group:
@@ -109,7 +114,7 @@ class Parquet(Shard):
       self.group = kept
     row = index - (self.ends[group - 1] if group else 0)
     record = kept[1].slice(row, 1).to_pylist()[0]
-    return {key: value for key, value in record.items() if value is not None}, f'{self.path.name}:{index}'
+    return {key: value for key, value in record.items() if value is not None}
 
 
 class ArrayRecord(Shard):
@@ -132,9 +137,8 @@ class ArrayRecord(Shard):
   def __len__(self) -> int:
     return self.size
 
-  def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
-    name = f'{self.path.name}:{index}'
-    return self._json(self._open()[index], name), name
+  def read(self, index: int) -> dict[str, Any]:
+    return self._json(self._open()[index], self.name(index))
 
 
 class WebDataset(Shard):
@@ -174,9 +178,8 @@ class WebDataset(Shard):
   def __len__(self) -> int:
     return len(self.keys)
 
-  def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
-    key, members = self.keys[index], sorted(self.members[index])
-    name = f'{self.path.name}:{key}'
+  def read(self, index: int) -> dict[str, Any]:
+    key, members, name = self.keys[index], sorted(self.members[index]), self.name(index)
     spans = {rest: (begin, size) for rest, begin, size in members}
     if 'json' not in spans:
       raise ValueError(f'{name}: no {key}.json in it, only {", ".join(spans) or "nothing"}')
@@ -198,7 +201,10 @@ class WebDataset(Shard):
           record[field] = [read(rest) for rest in sorted(found)]
     for part in _parts(record):
       part |= {kind: resolve(part[kind]) for kind in ('image', 'audio', 'video') if kind in part}
-    return record, name
+    return record
+
+  def name(self, index: int) -> str:
+    return f'{self.path.name}:{self.keys[index]}'
 
 
 def _parts(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -233,14 +239,14 @@ class Source:
     return f'Source({self.pattern!r}, {len(self)} records)'
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    shard = bisect.bisect_right(self.ends, index)
-    at = index - (self.ends[shard - 1] if shard else 0)
+    number = bisect.bisect_right(self.ends, index)
+    shard, at = self.shards[number], index - (self.ends[number - 1] if number else 0)
     try:
-      record, name = self.shards[shard][at]
+      return {'record': shard.read(at), 'id': shard.name(at)}
+    except ValueError as e:
+      return {'error': str(e), 'id': shard.name(at)}
     except Exception as e:  # whatever a damaged file makes its reader raise
-      return {'error': f'{type(e).__name__}: {e}' if not isinstance(e, ValueError) else str(e),
-              'id': f'{self.shards[shard].path.name}:{at}'}  # fmt: skip
-    return {'record': record, 'id': name}
+      return {'error': f'{type(e).__name__}: {e}', 'id': shard.name(at)}
 
 
 def open_source(pattern: str | pathlib.Path) -> Source:

@@ -4,19 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.train.data_folder import chat_records, small_config, write_jsonl
+from qwen3_omni_jax.train.data import Loader, example_stream
+from qwen3_omni_jax.train.packing import Bins, LaneShape, Need, Placed, assemble
+from qwen3_omni_jax.train.records import KINDS
 
 from qwen3_omni_jax.infer.collate import Media, collate
 from qwen3_omni_jax.infer.decode import encode_media
 from qwen3_omni_jax.media.processor import Processor
 from qwen3_omni_jax.models.thinker import logits, thinker_forward
-from qwen3_omni_jax.train.data import Loader, example_stream
-from qwen3_omni_jax.train.packing import Bins, LaneShape, Need, Placed, assemble
-from qwen3_omni_jax.train.records import KINDS
 from qwen3_omni_jax.weights.load import load_params
+from tests.train.data_folder import chat_records, small_config, write_jsonl
 
-# float32 sums in another order. Gradients: of the largest entry of each parameter, or of 1e-4 of the largest of all, because those
-# of the audio encoder's key biases are zero but for rounding (a softmax does not see them).
+# float32 sums in another order. Gradients: of the largest entry of each parameter, or of 1e-4 of the largest of all, because
+# those of the audio encoder's key biases are zero but for rounding (a softmax does not see them).
 LOSS_RTOL = 2e-6
 GRADIENT_RTOL = 2e-5
 FLOOR = 1e-4
