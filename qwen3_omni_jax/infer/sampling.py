@@ -43,22 +43,22 @@ class Sampling:
 @flax.struct.dataclass
 class SamplingRows:
   """Sampling settings of a batch, as arrays. candidates (static): how many of the largest logits may be drawn from at all:
-  the largest top_k of the batch, or the whole vocabulary if some row has no top_k; 0 if every row is greedy."""
+  the largest top_k of the batch, or the whole vocabulary if some row has no top_k; 0 if every row is greedy. Several numbers,
+  ascending: each row draws from the least that holds its top_k, so that its draw does not depend on the batch's largest."""
 
   temperature: Float[Array, ' B']
   top_k: Int[Array, ' B']
   top_p: Float[Array, ' B']
   repetition_penalty: Float[Array, ' B']
   seed: Int[Array, ' B']
-  candidates: int = flax.struct.field(pytree_node=False)
+  candidates: int | tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
-def sampling_rows(rows: list[Sampling], vocab: int) -> SamplingRows:
+def sampling_rows(rows: list[Sampling], vocab: int, candidates: int | tuple[int, ...] | None = None) -> SamplingRows:
   drawn = [r for r in rows if r.temperature > 0]
-  candidates = 0
-  if drawn:
-    widest = max(r.top_k or vocab for r in drawn)
-    candidates = min(vocab, 1 << (widest - 1).bit_length())  # a power of two, so that few programs are compiled
+  if candidates is None:
+    widest = max((r.top_k or vocab for r in drawn), default=0)
+    candidates = min(vocab, 1 << (widest - 1).bit_length()) if drawn else 0  # a power of two: few programs are compiled
   return SamplingRows(
     temperature=np.array([r.temperature for r in rows], np.float32),
     top_k=np.array([min(r.top_k or vocab, vocab) for r in rows], np.int32),
@@ -81,11 +81,20 @@ def sample(logits: Float[Array, 'B V'], rows: SamplingRows, step: Int[Array, ' B
   Order as in the reference: (penalty before this call,) temperature, top-k, top-p over what top-k left.
   """
   greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  if rows.candidates == 0:
+  if not rows.candidates:
     return greedy
+  widths = rows.candidates if isinstance(rows.candidates, tuple) else (rows.candidates,)
+  drawn = _draw(logits, rows, step, stream, widths[-1])
+  for width in widths[-2::-1]:
+    drawn = jnp.where(rows.top_k <= width, _draw(logits, rows, step, stream, width), drawn)
+  return jnp.where(rows.temperature > 0, drawn, greedy)
+
+
+def _draw(logits: Float[Array, 'B V'], rows: SamplingRows, step: Int[Array, ' B'], stream: int, width: int) -> Int[Array, ' B']:
+  """A draw of every row from its `width` largest logits."""
   temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
-  values, tokens = jax.lax.top_k(logits.astype(jnp.float32) / temperature[:, None], rows.candidates)
-  rank = jnp.arange(rows.candidates)
+  values, tokens = jax.lax.top_k(logits.astype(jnp.float32) / temperature[:, None], width)
+  rank = jnp.arange(width)
   values = jnp.where(rank < rows.top_k[:, None], values, -jnp.inf)
   probs = jax.nn.softmax(values, axis=-1)
   before = jnp.cumsum(probs, axis=-1) - probs
@@ -98,5 +107,4 @@ def sample(logits: Float[Array, 'B V'], rows: SamplingRows, step: Int[Array, ' B
   target = jax.vmap(uniform)(rows.seed, step)[:, None] * cumulative[:, -1:]
   chosen = jnp.sum(cumulative <= target, axis=-1)  # first candidate whose cumulative probability passes the target
   chosen = jnp.minimum(chosen, jnp.sum(probs > 0, axis=-1) - 1)
-  drawn = jnp.take_along_axis(tokens, chosen[:, None], axis=-1)[:, 0].astype(jnp.int32)
-  return jnp.where(rows.temperature > 0, drawn, greedy)
+  return jnp.take_along_axis(tokens, chosen[:, None], axis=-1)[:, 0].astype(jnp.int32)

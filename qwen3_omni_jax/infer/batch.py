@@ -1,0 +1,345 @@
+"""Continuous batching: many conversations through one model, each slot refilled as soon as its row has ended.
+
+    engine = Engine(omni, EngineConfig(slots=64), voice=omni.voice)
+    for result in engine.answer(rows):     # in the order in which they are finished
+      ...
+
+Rows are prepared in threads (media, template, tokens), written in slots of the Thinker, spoken in slots of the Talker, and made
+sound in lanes of the vocoder; each stage holds different rows at the same time. A row's answer is its own: it does not
+depend on the rows beside it, on their order, or on what was computed before (see docs/batch.md).
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from . import media_batch, slots, speech_slots
+from .batch_plan import EngineConfig
+from .omni import Omni
+from .prefix_cache import Kept, Wanted
+from .prepare import Item, Prepared, PromptPiece, Row, RowError, prepare
+from .reply import Reply, split_reasoning
+from .talker_pool import TalkerPool, Talking, Vocoder, talking
+from .thinker_pool import Active, ThinkerPool
+from .voice import Speech, Voice
+
+log = logging.getLogger(__name__)
+NARROW = 64  # logits that rows of a small top_k draw from
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What became of a row: a reply, or an error and its kind. timings: seconds since the row was taken up, by stage."""
+
+  row: Row
+  reply: Reply | None
+  kind: str | None = None
+  error: str | None = None
+  seed: int | None = None
+  timings: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Stats:
+  """Counts of a run. *_live: slots at work, *_steps: slots there were, summed over steps (or frames); waiting_*: the same
+  while rows waited for a slot."""
+
+  prompt_tokens: int = 0
+  padded_tokens: int = 0
+  reused_tokens: int = 0
+  output_tokens: int = 0
+  frames: int = 0
+  wave_frames: int = 0
+  wave_padding: int = 0
+  encoded_items: int = 0
+  reused_items: int = 0
+  thinker_live: int = 0
+  thinker_steps: int = 0
+  talker_live: int = 0
+  talker_steps: int = 0
+  occupied: int = 0
+  occupied_of: int = 0
+  peak_use: float = 0.0
+  halvings: int = 0
+
+
+class Engine:
+  """The slots of one loaded checkpoint. voice: speech settings of all rows that are to be spoken; None: text only.
+
+  An engine answers one stream of rows at a time; what it has compiled and kept serves the next.
+  """
+
+  def __init__(self, omni: Omni, config: EngineConfig | None = None, voice: Voice | None = None,
+               stop_token_ids: Sequence[int] | None = None):  # fmt: skip
+    self.omni = omni
+    self.config = config or EngineConfig()
+    self.voice = omni._voice(voice, None, False) if voice is not None else omni.voice
+    self.speaks = voice is not None
+    self.stop_ids = omni._stop_ids(stop_token_ids)
+    self.stop = np.array([*self.stop_ids, -1], np.int32)
+    self.tap_layer = omni.cfg.talker.accept_hidden_layer if self.speaks and omni.cfg.talker is not None else None
+    self.most = min(self.config.lengths[-1], omni.cfg.thinker.text.max_position_embeddings)
+    self.widths: tuple[int, ...] = ()
+    self.features = Kept(self.config.feature_bytes, lambda value: value.nbytes)
+    size = lambda piece: 2 * piece.window.k.nbytes + (0 if piece.tap is None else piece.tap.nbytes)
+    self.kept = Kept(self.config.prefix_bytes, size)
+    self.stats = Stats()
+    self._reset()
+
+  def _reset(self) -> None:
+    self.wanted = Wanted()
+    self.thinkers: dict[int, ThinkerPool] = {}
+    self.talkers: dict[int, TalkerPool] = {}
+    self.vocoder = Vocoder(self) if self.speaks else None
+
+  # ---- rows in, results out
+
+  def answer(self, rows: Iterable[Row]) -> Iterator[Result]:
+    """Results in the order in which they are finished. A row that cannot be answered gives a Result with an error; the others go
+    on. rows is read ahead by a few rows only."""
+    source = iter(rows)
+    ahead = self.config.ahead or 2 * self.config.slots
+    voice = self.voice if self.speaks else None
+    self._alive: dict[int, tuple[Prepared, float]] = {}
+    ids = itertools.count()
+    with concurrent.futures.ThreadPoolExecutor(self.config.workers, 'prepare') as threads:
+      pending: dict[concurrent.futures.Future, tuple[Row, float]] = {}
+      more = True
+      try:
+        while True:
+          room = ahead - len(pending) - self._waiting()
+          while more and room > 0:
+            row = next(source, None)
+            if row is None:
+              more = False
+              break
+            future = threads.submit(prepare, self.omni, row, self.config.pieces, self.most, voice)
+            pending[future] = (row, time.perf_counter())
+            room -= 1
+          idle = not self._busy()
+          if idle and not pending:
+            if not more:
+              return
+            continue
+          if idle:
+            concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+          for future in [f for f in pending if f.done()]:
+            row, started = pending.pop(future)
+            try:
+              self._take(future.result(), started, next(ids))
+            except RowError as e:
+              yield Result(row, None, e.kind, str(e))
+            except Exception as e:  # one row must not end the run
+              yield Result(row, None, 'internal', f'{type(e).__name__}: {e}'[:500])
+          yield from self._guarded_turn(more or bool(pending))
+      finally:
+        for future in pending:
+          future.cancel()
+        self._reset()
+
+  def _take(self, prepared: Prepared, started: float, number: int) -> None:
+    sampling = prepared.sampling
+    if sampling.temperature > 0:
+      vocab = self.omni.cfg.thinker.text.vocab_size
+      narrow = min(NARROW, vocab)
+      width = narrow if 0 < sampling.top_k <= narrow else vocab
+      self.widths = tuple(sorted({*self.widths, width}))
+    prepared.number = number
+    self._alive[number] = (prepared, started)
+    self._enqueue(prepared)
+
+  def _enqueue(self, prepared: Prepared) -> None:
+    self.wanted.ask([piece.key for piece in prepared.pieces[:-1]])
+    length = self.config.length_class(prepared.length)
+    if length not in self.thinkers:
+      self.thinkers[length] = ThinkerPool(self, length)
+    self.thinkers[length].waiting.append(prepared)
+
+  def _waiting(self) -> int:
+    return sum(len(pool.waiting) for pool in self.thinkers.values())
+
+  def _busy(self) -> bool:
+    pools = [*self.thinkers.values(), *self.talkers.values()]
+    return any(pool.busy for pool in pools) or (self.vocoder is not None and self.vocoder.busy)
+
+  # ---- turns of the device
+
+  def _guarded_turn(self, more: bool) -> list[Result]:
+    """A turn; where memory runs out, everything on the device is dropped and begun again with half the slots."""
+    try:
+      return self._turn(more)
+    except jax.errors.JaxRuntimeError as e:
+      if 'RESOURCE_EXHAUSTED' not in str(e) or self.config.slots == 1:
+        raise
+    halved = self.config.halved()
+    log.warning('out of memory: %d slots become %d, rows in them begin again', self.config.slots, halved.slots)
+    self.config = halved
+    self.kept.clear()
+    self._reset()
+    self.stats.halvings += 1
+    for prepared, _ in self._alive.values():
+      self._enqueue(prepared)
+    return []
+
+  def _turn(self, more: bool) -> list[Result]:
+    """One look at every stage: all calls are dispatched first, then what has ended is taken out. more: rows are still to come."""
+    for pool in list(self.thinkers.values()):
+      self._think(pool, more)
+    for pool in self.talkers.values():
+      while pool.begin():
+        pass
+      pool.steps_run = None
+      if any(pool.rows):
+        pool.speak(self.config.frames, bool(pool.waiting) or self._thinking())
+    heard = self.vocoder is not None and self.vocoder.run()
+    return [*self._read(), *self._said(), *(self._heard() if heard else ())]
+
+  def _think(self, pool: ThinkerPool, more: bool) -> None:
+    pool.assign()
+    occupied = sum(1 for row in pool.rows if row is not None)
+    self.stats.peak_use = max(self.stats.peak_use, occupied / pool.slots)
+    if pool.waiting:
+      self.stats.occupied += occupied
+      self.stats.occupied_of += pool.slots
+    fed = pool.feed()
+    pool.steps_run = None
+    if pool.decoding:
+      # While prompts wait to be fed, few steps at a time: neither side stalls the other.
+      pool.decode(4 if fed and pool.filling else self.config.steps, bool(pool.waiting) or more)
+
+  def _read(self) -> Iterator[Result]:
+    """Results of rows whose text has ended; those to be spoken go on to the Talker."""
+    for pool in self.thinkers.values():
+      if pool.steps_run is not None:
+        steps = int(pool.steps_run)
+        self.stats.thinker_live += steps * pool.live
+        self.stats.thinker_steps += steps * pool.slots
+      if any(row is not None and row.decoding for row in pool.rows):
+        for row, tokens in pool.harvest():
+          if (result := self._written(row, tokens)) is not None:
+            yield result
+
+  def _said(self) -> Iterator[Result]:
+    """Rows whose speech has ended go on to the vocoder; those without a frame are finished."""
+    for pool in self.talkers.values():
+      if pool.steps_run is None:
+        continue
+      steps = int(pool.steps_run)
+      self.stats.talker_live += steps * pool.live
+      self.stats.talker_steps += steps * pool.slots
+      for row in pool.harvest():
+        assert row.codes is not None and self.vocoder is not None
+        self.stats.frames += len(row.codes)
+        if len(row.codes):
+          self.vocoder.waiting.append(row)
+        else:
+          yield self._spoken(row, np.zeros(0, np.float32))
+
+  def _heard(self) -> Iterator[Result]:
+    assert self.vocoder is not None
+    for row, samples in self.vocoder.harvest():
+      yield self._spoken(row, samples)
+
+  def _thinking(self) -> bool:
+    return any(pool.busy for pool in self.thinkers.values())
+
+  def encode(self, chosen: Sequence[tuple[Active, PromptPiece]]) -> None:
+    """Sees to it that rows have the features of these pieces; other rows' media of the same shapes fill the calls up."""
+    needed = [(row, item) for row, piece in chosen for item in piece.items]
+    for row, item in needed:
+      if item.key not in row.features and (value := self.features.get(item.key)) is not None:
+        row.features[item.key] = value
+        self.stats.reused_items += 1
+    while missing := [item for row, item in needed if item.key not in row.features]:
+      group = self._encoder_group(missing)
+      values = media_batch.encode_items(
+        self.omni.params, self.omni.cfg.thinker, group, self.config.encoder_lanes, self.omni.dtype
+      )
+      self.stats.encoded_items += len(group)
+      for key, value in values.items():
+        self.features.put(key, value)
+      for row, item in needed:
+        if item.key in values:
+          row.features[item.key] = values[item.key]
+
+  def _encoder_group(self, missing: list[Item]) -> list[Item]:
+    """The first missing item, then others of its shape: of these pieces, of rows in slots, of rows that wait."""
+    first = missing[0]
+    pools = self.thinkers.values()
+    rows = [row.prepared for pool in pools for row in pool.filling] + [row for pool in pools for row in pool.waiting]
+    group: dict[bytes, Item] = {}
+    for item in itertools.chain(missing, (item for row in rows for item in row.items)):
+      if len(group) == self.config.encoder_lanes:
+        break
+      if (item.kind, item.shape) == (first.kind, first.shape) and item.key not in self.features:
+        group.setdefault(item.key, item)
+    return list(group.values())
+
+  # ---- ends
+
+  def _written(self, row: Active, tokens: list[int]) -> Result | None:
+    """A row whose text is finished: its result, or None if it goes on to the Talker."""
+    self.stats.output_tokens += len(tokens)
+    stopped = bool(tokens) and tokens[-1] in self.stop_ids
+    say = len(tokens) - stopped
+    row.written = time.perf_counter()
+    if row.prepared.speech and self.speaks:
+      if say == 0:
+        return self._result(row, tokens, Speech(np.zeros(0, np.float32), np.zeros((0, self._codebooks), np.int32), 'stop'))
+      talk = talking(self, row, tokens, say)
+      if talk.needed > self.config.lengths[-1]:
+        prepared, started = self._alive.pop(row.prepared.number)
+        why = f'the reply may need {talk.needed} tokens and frames of the Talker; the longest slot has {self.config.lengths[-1]}'
+        return Result(prepared.row, None, 'too_long', f'{why}: lower max_frames, or allow longer slots')
+      length = self.config.length_class(talk.needed)
+      if length not in self.talkers:
+        self.talkers[length] = TalkerPool(self, length)
+      self.talkers[length].waiting.append(talk)
+      return None
+    return self._result(row, tokens, None)
+
+  @property
+  def _codebooks(self) -> int:
+    return self.omni.cfg.talker.num_code_groups if self.omni.cfg.talker is not None else 0
+
+  def _spoken(self, row: Talking, samples: np.ndarray) -> Result:
+    assert row.codes is not None
+    return self._result(row.active, row.tokens, Speech(samples, row.codes, row.reason))
+
+  def _result(self, row: Active, tokens: list[int], speech: Speech | None) -> Result:
+    prepared, started = self._alive.pop(row.prepared.number)
+    prompt, tokenizer = prepared.inputs.ids, self.omni.processor.tokenizer
+    stopped = bool(tokens) and tokens[-1] in self.stop_ids
+    opened = tokenizer.decode([int(t) for t in prompt[-4:]], skip_special_tokens=False).rstrip().endswith('<think>')
+    text, reasoning = split_reasoning(tokenizer.decode(tokens[:-1] if stopped else tokens), opened)
+    now = time.perf_counter()
+    times = {'slot_s': row.started, 'first_token_s': row.first_token, 'text_s': row.written, 'total_s': now}
+    timings = {name: round(t - started, 6) for name, t in times.items()}
+    reply = Reply(text, tokens, len(prompt), 'stop' if stopped else 'length', reasoning, timings, None, speech)
+    return Result(prepared.row, reply, seed=prepared.sampling.seed, timings=timings)
+
+
+def answer_rows(
+  omni: Omni, rows: Iterable[Row], config: EngineConfig | None = None, voice: Voice | None = None,
+  stop_token_ids: Sequence[int] | None = None,
+) -> Iterator[Result]:  # fmt: skip
+  """Results of all rows, in the order in which they are finished. voice: `omni.voice` or another, if any row is to be spoken."""
+  return Engine(omni, config, voice, stop_token_ids).answer(rows)
+
+
+def compiled_programs() -> dict[str, int]:
+  """How many programs of each kind this process has compiled for engines so far."""
+  functions = {
+    'feed_pieces': slots.feed_pieces, 'decode_slots': slots.decode_slots, 'take_piece': slots.take_piece,
+    'put_piece': slots.put_piece, 'encode_audio': media_batch.encode_audio_lanes,
+    'encode_visual': media_batch.encode_visual_lanes, 'begin_talk': speech_slots.begin_talk,
+    'speak_slots': speech_slots.speak_slots, 'vocode_lanes': speech_slots.vocode_lanes,
+  }  # fmt: skip
+  of = lambda f: f if hasattr(f, '_cache_size') else f.__wrapped__  # inside sharding.follow_params
+  return {name: of(f)._cache_size() for name, f in functions.items()}

@@ -1,0 +1,154 @@
+"""Slots of the Talker, and lanes of the vocoder: spoken replies begin in free rows of a running SpeechState.
+
+As in `slots`: prompts begin lane by lane, each on arrays of its own; frames run all slots together in arrays of one shape.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ..config import OmniConfig
+from ..models.code2wav import Code2WavState, code2wav_step, restart_rows
+from ..models.code_predictor import Predictor
+from ..models.talker import TextTrack
+from ..nn.cache import init_cache
+from ..shapes import Array, Bool, Float, Int, Params
+from ..sharding import follow_params
+from .speech import (
+  ENDED,
+  PERIODS,
+  RUNNING,
+  Draws,
+  SpeechLimits,
+  SpeechState,
+  _frame,
+  _guard,
+  _talker,
+  begin_speech,
+  whole_text,
+)  # fmt: skip
+from .talker_inputs import TalkerInputs
+
+
+@flax.struct.dataclass
+class Talk:
+  """Replies to be spoken, one a lane. Prompts are compact: the user's tokens, then the three of the assistant's header."""
+
+  slot: Int[Array, ' P']  # an unused lane has the number of slots
+  ids: Int[Array, 'P U3']
+  tap: Float[Array, 'P U3 D']  # read at media tokens only
+  inputs: TalkerInputs
+  reply: Int[Array, 'P K']
+  say: Int[Array, ' P']  # tokens of reply
+  speaker: Int[Array, ' P']
+
+
+def empty_speech(cfg: OmniConfig, slots: int, length: int, dtype) -> tuple[SpeechState, TextTrack]:
+  """`slots` free slots for Talker prompts and frames of up to `length` together."""
+  talker = _talker(cfg)
+  D = talker.text.hidden_size
+  zeros = lambda: jnp.zeros(slots, jnp.int32)  # an array of its own each: the state is donated
+  special = lambda: jnp.zeros(D, dtype)
+  state = SpeechState(
+    cache=init_cache(talker.text, slots, length, dtype),
+    filled=zeros(),
+    position=jnp.zeros(slots, jnp.float32),
+    hidden=jnp.zeros((slots, D), dtype),
+    code0=zeros(),
+    reason=jnp.full(slots, ENDED, jnp.int32),
+    codes=jnp.zeros((slots, length, talker.num_code_groups), jnp.int32),
+    frames=zeros(),
+    seen=jnp.zeros((slots, talker.text.vocab_size), bool),
+    repeats=jnp.zeros((slots, PERIODS), jnp.int32),
+  )
+  return state, TextTrack(jnp.zeros((slots, length, D), dtype), zeros(), special(), special(), special())
+
+
+@follow_params
+@functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state', 'text'))
+def begin_talk(
+  params: Params, cfg: OmniConfig, state: SpeechState, text: TextTrack, talk: Talk, draws: Draws, dtype
+) -> tuple[SpeechState, TextTrack]:
+  """Talker prompts into their slots, and the first code 0 of each. draws: of the lanes."""
+  slots, length = state.codes.shape[:2]
+
+  def one_lane(carry, lane):
+    talk, draws = jax.tree.map(lambda a: a[None], lane)
+
+    def run(carry):
+      state, text = carry
+      inputs = talk.inputs.replace(positions=jnp.moveaxis(talk.inputs.positions, 0, 1))
+      track = whole_text(params, cfg, talk.reply, talk.say, dtype)
+      new = begin_speech(
+        params, cfg, talk.ids, talk.tap, inputs, track, talk.speaker, draws, jnp.ones(1, bool), slots=length, frames=length
+      )
+      slot, put = talk.slot[0], jax.lax.dynamic_update_slice_in_dim
+      cache = jax.tree.map(lambda c, n: put(c, n.astype(c.dtype), slot, axis=1), state.cache, new.cache)
+      rest = jax.tree.map(
+        lambda a, n: put(a, n.astype(a.dtype), slot, axis=0), state.replace(cache=None), new.replace(cache=None)
+      )
+      rows = put(text.rows, jnp.pad(track.rows, [(0, 0), (0, length - track.rows.shape[1]), (0, 0)]), slot, axis=0)
+      text = TextTrack(rows, text.count.at[slot].set(track.count[0]), track.bos, track.eos, track.pad)
+      return rest.replace(cache=cache), text
+
+    return jax.lax.cond(talk.slot[0] < slots, run, lambda carry: carry, carry), None
+
+  lanes = talk.replace(inputs=talk.inputs.replace(positions=jnp.moveaxis(talk.inputs.positions, 1, 0)))
+  return jax.lax.scan(one_lane, (state, text), (lanes, draws))[0]
+
+
+@follow_params
+@functools.partial(jax.jit, static_argnames=('cfg',), donate_argnames=('state',))
+def speak_slots(
+  params: Params, cfg: OmniConfig, predictor: Predictor, state: SpeechState, text: TextTrack, draws: Draws,
+  limits: SpeechLimits, steps: Int[Array, ''], refill: Bool[Array, ''],
+) -> tuple[SpeechState, Int[Array, '']]:  # fmt: skip
+  """Up to `steps` frames of all slots; and how many were run. refill: stop as soon as a row ends."""
+  all_there = jnp.ones(state.reason.shape[0], bool)
+  guard = lambda state: state.replace(reason=_guard(state, text, all_there, limits))
+  state = guard(state)
+  before = (state.reason != RUNNING).sum()
+
+  def more(carry):
+    i, state = carry
+    ended = (state.reason != RUNNING).sum()
+    return (i < steps) & (ended < state.reason.shape[0]) & ~(refill & (ended > before))
+
+  def body(carry):
+    i, state = carry
+    return i + 1, guard(_frame(params, cfg, predictor, state, text, state.reason == RUNNING, draws))
+
+  run, state = jax.lax.while_loop(more, body, (jnp.int32(0), state))
+  return state, run
+
+
+@follow_params
+@functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state',))
+def vocode_lanes(
+  params: Params, cfg: OmniConfig, codes: Int[Array, 'P F Q'], state: Code2WavState, fresh: Bool[Array, ' P'],
+  used: Bool[Array, ' P'], dtype,
+) -> tuple[Float[Array, 'P W'], Code2WavState]:  # fmt: skip
+  """The next F frames of every used lane, one lane after another. fresh: lanes that begin a new reply."""
+  assert cfg.code2wav is not None
+  samples = codes.shape[1] * cfg.code2wav.samples_per_frame
+  state = restart_rows(state, fresh)
+  # rows of '... L B S K H' are in the second place
+  rows = state.replace(k=jnp.moveaxis(state.k, 1, 0), v=jnp.moveaxis(state.v, 1, 0))
+
+  def one_lane(_, lane):
+    codes, row, used = lane
+    row = jax.tree.map(lambda a: a[None], row)
+
+    def run(row):
+      begun = row.replace(k=jnp.moveaxis(row.k, 0, 1), v=jnp.moveaxis(row.v, 0, 1))
+      wave, out = code2wav_step(params['code2wav'], cfg.code2wav, codes[None], begun, dtype=dtype)
+      return wave[0], out.replace(k=jnp.moveaxis(out.k, 1, 0), v=jnp.moveaxis(out.v, 1, 0))
+
+    nothing = lambda row: (jnp.zeros(samples, jnp.float32), row)
+    wave, row = jax.lax.cond(used, run, nothing, row)
+    return None, (wave, jax.tree.map(lambda a: a[0], row))
+
+  _, (wave, rows) = jax.lax.scan(one_lane, None, (codes, rows, used))
+  return wave, rows.replace(k=jnp.moveaxis(rows.k, 0, 1), v=jnp.moveaxis(rows.v, 0, 1))
