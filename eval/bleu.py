@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 ORDER = 4
-TOKENISERS = {'zh': 'zh', 'ja': 'ja-mecab'}  # all other targets: '13a', as in Qwen2-Audio's evaluate_st.py
+# All other targets: '13a', as in Qwen2-Audio's evaluate_st.py, which has no Cantonese.
+TOKENISERS = {'zh': 'zh', 'yue': 'zh', 'ja': 'ja-mecab'}
 
 
 def tokeniser(language: str) -> str:

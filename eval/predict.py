@@ -1,0 +1,82 @@
+"""Replies from a loaded model: the one place where evaluation meets `Omni`.
+
+A predictor is any function (conversations, settings) -> replies with `text` and `finish_reason`; this one also chooses among
+options by their probability, and speaks.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from .benchmark import Settings
+
+Conversation = Sequence[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """A reply as it is kept: text is None where the item failed, and `error` says why."""
+
+  text: str | None
+  finish_reason: str = 'stop'
+  reasoning: str | None = None
+  error: str | None = None
+
+
+class Predictor(Protocol):
+  def __call__(self, conversations: Sequence[Conversation], settings: Settings) -> Sequence[Any]: ...
+
+
+class OmniPredictor:
+  """Answers with an `Omni`. asr: what writes down a spoken wave file for the speech suite, None if that is done elsewhere."""
+
+  def __init__(
+    self, omni: Any, *, batch_size: int = 16, speaker: str = 'Ethan', max_frames: int | None = None,
+    asr: Callable[[pathlib.Path], str] | None = None,
+  ):  # fmt: skip
+    self.omni, self.batch_size, self.speaker, self.max_frames, self.asr = omni, batch_size, speaker, max_frames, asr
+
+  def __call__(self, conversations: Sequence[Conversation], settings: Settings) -> list[Answer]:
+    replies = self.omni.generate(
+      conversations, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_k=settings.top_k,
+      top_p=settings.top_p, seed=[settings.seed] * len(conversations), fps=settings.fps, audio_in_video=settings.audio_in_video,
+      batch_size=self.batch_size, on_error='return',
+    )  # fmt: skip
+    return [Answer(None if r.finish_reason == 'error' else r.text, r.finish_reason, r.reasoning, r.error) for r in replies]
+
+  def choose(self, conversations: Sequence[Conversation], letters: Sequence[Sequence[str]]) -> list[Answer]:
+    """The letter that is the most probable assistant turn of each conversation."""
+    turns = [[*c, {'role': 'assistant', 'content': k}] for c, ks in zip(conversations, letters, strict=True) for k in ks]
+    scores = iter(self.omni.score(turns, batch_size=self.batch_size))
+    answers = []
+    for choices in letters:
+      likely = {k: next(scores).total_logprob for k in choices}
+      answers.append(Answer(max(likely, key=lambda k: likely[k])))
+    return answers
+
+  def speak(self, texts: Sequence[str], waves: Sequence[pathlib.Path], settings: Settings) -> list[Answer]:
+    """Speaks the texts into wave files; the replies are what `asr` hears, None without it."""
+    import soundfile
+
+    spoken = self.omni.speak(list(texts), self.speaker, seed=[settings.seed] * len(texts), max_frames=self.max_frames)
+    for speech, wave in zip(spoken, waves, strict=True):
+      wave.parent.mkdir(parents=True, exist_ok=True)
+      soundfile.write(wave, speech.samples, speech.rate_hz, subtype='PCM_16')
+    heard = [self.asr(wave) if self.asr else None for wave in waves]
+    return [Answer(text, speech.finish_reason) for text, speech in zip(heard, spoken, strict=True)]
+
+
+def self_asr(omni: Any) -> Callable[[pathlib.Path], str]:
+  """A recogniser made of the model itself. Not the official one: a score by it says how well the model hears its own voice."""
+
+  def hear(wave: pathlib.Path) -> str:
+    content = [{'type': 'audio', 'audio': str(wave)}, {'type': 'text', 'text': 'Transcribe the audio into text.'}]
+    return omni.generate([[{'role': 'user', 'content': content}]], max_new_tokens=512, temperature=0.0)[0].text
+
+  return hear
+
+
+def variant_of(omni: Any) -> str:
+  """'instruct' for a checkpoint that can speak; else 'thinking'. A Captioner cannot be told from its files: pass --variant."""
+  return 'instruct' if omni.cfg.talker is not None else 'thinking'

@@ -1,0 +1,161 @@
+"""
+
+he evaluation as one HTML file: the table, scores by category, and the worst examples with their sound, picture or video still.
+"""
+
+import base64
+import html
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qwen3_omni_jax import report
+
+from . import read, report_table
+from .benchmark import Item, Row
+from .run import Result
+
+WORST = 6  # examples of each benchmark
+MOST_VALUES = 30  # bars of a plot; further values of a category are named as left out
+SOUND_BYTES = 3_000_000  # longer sounds are named, not embedded
+STILL = 320  # pixels of the longer side
+
+
+def page(results: Sequence[Result], summary: Mapping[str, Any]) -> str:
+  """The whole page."""
+  made = f'{summary["model"]}, {summary["variant"]}, {summary["date"]}'
+  sections = [('Scores', report.text(made) + report.table(report_table.HEAD, report_table.rows(summary)))]
+  if left := report_table.skipped(summary):
+    sections.append(('Not scored', report.table(('benchmark', 'reason'), left)))
+  for result in results:
+    if result.scores is not None:
+      sections.append((result.benchmark.title, _one(result)))
+  versions = report.table(('library', 'version'), list(summary['versions'].items()))
+  return report.page('Evaluation', [*sections, ('Versions', versions)])
+
+
+def _one(result: Result) -> str:
+  scores = result.scores
+  assert scores is not None
+  parts = [report.table(('metric', 'value'), [(k, f'{v:.2f}') for k, v in scores.metrics.items()])]
+  parts.append(report.text(f'Scorer: {scores.signature}'))
+  for axis, rates in by_category(result.items, scores.rows).items():
+    if len(rates) > 1:
+      parts.append(_bars(axis, rates))
+  parts.append('<h3>Worst examples</h3>' + _STYLE + ''.join(_example(result, i) for i in worst(result)))
+  return '\n'.join(parts)
+
+
+def by_category(items: Sequence[Item], rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, int]]]:
+  """Axis -> value -> (rate in percent, items)."""
+  sums: dict[str, dict[str, list[float]]] = {}
+  for item, row in zip(items, rows, strict=True):
+    for axis, value in item.category.items():
+      total = sums.setdefault(axis, {}).setdefault(value, [0.0, 0.0, 0])
+      total[0] += row.value
+      total[1] += row.weight
+      total[2] += 1
+  return {
+    axis: {value: (100 * v / w, int(n)) for value, (v, w, n) in sorted(values.items()) if w} for axis, values in sums.items()
+  }
+
+
+def _bars(axis: str, rates: Mapping[str, tuple[float, int]]) -> str:
+  kept = dict(list(rates.items())[:MOST_VALUES])
+  left = f' ({len(rates) - len(kept)} more not shown)' if len(rates) > len(kept) else ''
+  fig = report.figure(8, 0.8 + 0.28 * len(kept))
+  axes = fig.subplots()
+  names = [f'{_short(name, 44)} ({number})' for name, (_, number) in kept.items()]
+  axes.barh(range(len(kept)), [rate for rate, _ in kept.values()], color='#4c78a8', height=0.7)
+  axes.set_yticks(range(len(kept)), names)
+  axes.invert_yaxis()
+  axes.set_xlim(0, max(100.0, *(rate for rate, _ in kept.values())))
+  axes.set_xlabel('percent')
+  axes.set_title(f'by {axis}{left}')
+  return report.svg(fig)
+
+
+def worst(result: Result) -> list[int]:
+  """Indices of the items that lost most: failed and unreadable ones among them, then the rest as they come."""
+  assert result.scores is not None
+  sign = -1 if result.scores.lower_is_better else 1
+  rates = [sign * row.value / row.weight if row.weight else 0.0 for row in result.scores.rows]
+  best = 0.0 if result.scores.lower_is_better else 1.0
+  lost = [i for i, rate in enumerate(rates) if rate < best]
+  return sorted(lost, key=lambda i: rates[i])[:WORST]
+
+
+_STYLE = (
+  '<style>.example { display: flex; gap: 1rem; flex-wrap: wrap; border-top: 1px solid var(--line); padding: .8rem 0; } '
+  '.example > div { flex: 1 1 22rem; min-width: 0; overflow-wrap: anywhere; } .example img { max-width: 100%; } '
+  '.example audio { width: 100%; } .example .media { flex: 0 1 20rem; } dt { color: var(--quiet); } dd { margin: 0 0 .4rem; '
+  '}</style>'
+)
+
+
+def _example(result: Result, i: int) -> str:
+  assert result.scores is not None
+  item, answer, row = result.items[i], result.answers[i], result.scores.rows[i]
+  asked = ' '.join(
+    p['text'] for m in item.messages if isinstance(m['content'], list) for p in m['content'] if p['type'] == 'text'
+  )
+  reply = answer.error or 'no reply' if answer.text is None else answer.text
+  facts = {'id': item.id, 'question': asked, 'reference': item.reference, 'reply': reply,
+           'read as': row.extracted if row.readable else 'unreadable'}  # fmt: skip
+  cells = ''.join(f'<dt>{k}</dt><dd>{html.escape(_short(str(v), 600))}</dd>' for k, v in facts.items() if v not in ('', None))
+  shown = ''.join(_medium(kind, source) for kind, source in read.media(item))
+  media = f'<div class="media">{shown}</div>' if shown else ''
+  return f'<div class="example">{media}<div><dl>{cells}</dl></div></div>\n'
+
+
+def _medium(kind: str, source: Any) -> str:
+  """An audio player, a picture, or a video's middle frame; a line that says so where it cannot be shown."""
+  try:
+    data = source.read() if isinstance(source, (read.Cell, read.Segment)) else source
+    if kind == 'audio':
+      return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(_sound(data)).decode()}"></audio>'
+    picture = _frame(data) if kind == 'video' else _picture(data)
+    out = io.BytesIO()
+    picture.thumbnail((STILL, STILL))
+    picture.convert('RGB').save(out, 'JPEG', quality=80)
+    alt = 'still of the video' if kind == 'video' else 'picture'
+    return f'<img alt="{alt}" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+  except Exception as e:  # a broken file must not cost the report
+    return report.text(f'{kind} not shown: {type(e).__name__}: {e}')
+
+
+def _sound(data: Any) -> bytes:
+  import soundfile
+
+  if isinstance(data, tuple):
+    out = io.BytesIO()
+    soundfile.write(out, *data, format='WAV', subtype='PCM_16')
+    content = out.getvalue()
+  else:
+    content = data if isinstance(data, bytes) else pathlib.Path(data).read_bytes()
+  if len(content) > SOUND_BYTES:
+    raise ValueError(f'{len(content)} bytes; sounds up to {SOUND_BYTES} are embedded')
+  return content
+
+
+def _picture(data: Any):
+  from PIL import Image
+
+  return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+
+
+def _frame(data: Any):
+  import av
+
+  with av.open(io.BytesIO(data) if isinstance(data, bytes) else str(data)) as container:
+    stream = container.streams.video[0]
+    if container.duration:
+      container.seek(container.duration // 2)
+    for frame in container.decode(stream):
+      return frame.to_image()
+  raise ValueError('no frame')
+
+
+def _short(text: str, most: int) -> str:
+  return text if len(text) <= most else text[: most - 1] + '…'
