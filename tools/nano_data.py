@@ -57,6 +57,12 @@ def run(args: argparse.Namespace) -> int:
   return 0
 
 
+def corpus() -> str:
+  """Text from which a tokenizer learns that each word of the answers, first or later in a line, is one token."""
+  words = (*WORDS, *COLOURS, *(shape + end for shape in SHAPES for end in ('', 's')), *COUNTS, ASK_SPEECH, ASK_PICTURE)
+  return ''.join(f'{word} {word} {word}\n' * 20 for word in words)
+
+
 def phrase(rng: random.Random, least: int) -> str:
   return ' '.join(rng.choice(WORDS) for _ in range(rng.randint(least, 5)))
 

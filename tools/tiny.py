@@ -7,6 +7,8 @@ import pathlib
 import zlib
 from typing import Any
 
+from . import nano_data
+
 PRESETS = ('tiny', 'odd', 'small', 'nano')
 VARIANTS = ('instruct', 'thinking', 'captioner')
 
@@ -113,7 +115,8 @@ def make_checkpoint(out: str | pathlib.Path, preset: str = 'tiny', seed: int = 0
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f'{out}: not empty; give a new folder')
   out.mkdir(parents=True, exist_ok=True)
-  vocab, merges = train_vocabulary(1024 - len(ADDED_TOKENS) if preset != 'small' else 1200)
+  corpus = CORPUS + (nano_data.corpus() if preset == 'nano' else '')
+  vocab, merges = train_vocabulary(1024 - len(ADDED_TOKENS) if preset != 'small' else 1200, corpus)
   ids = vocab | {token.lstrip('*'): len(vocab) + i for i, token in enumerate(ADDED_TOKENS)}
   config = make_config(preset, variant, ids)
   cfg = parse_config(config, f'preset {preset}')
@@ -184,8 +187,8 @@ def make_config(preset: str, variant: str, ids: dict[str, int]) -> dict[str, Any
   return config
 
 
-def train_vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-  """(token: id, merges) of a byte-level BPE over CORPUS; the role words are single tokens, as the prompt logic needs."""
+def train_vocabulary(size: int, corpus: str = CORPUS) -> tuple[dict[str, int], list[tuple[str, str]]]:
+  """(token: id, merges) of a byte-level BPE over the corpus; the role words are single tokens, as the prompt logic needs."""
   import tokenizers
 
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -193,7 +196,7 @@ def train_vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
   trainer = tokenizers.trainers.BpeTrainer(
     vocab_size=size, initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
   )  # fmt: skip
-  lines = CORPUS.splitlines() + [role for role in ('system', 'user', 'assistant') for _ in range(50)]
+  lines = corpus.splitlines() + [role for role in ('system', 'user', 'assistant') for _ in range(50)]
   tokenizer.train_from_iterator(lines, trainer)
   model = json.loads(tokenizer.to_str())['model']
   missing = [role for role in ('system', 'user', 'assistant') if role not in model['vocab']]
