@@ -183,7 +183,8 @@ def make_config(preset: str, variant: str, ids: dict[str, int]) -> dict[str, Any
     config['talker_config'].setdefault('speaker_id', {name: first + i for i, name in enumerate(('chelsie', 'ethan', 'aiden'))})
   else:
     config['enable_audio_output'] = False
-    config.pop('talker_config', None), config.pop('code2wav_config', None)
+    for part in ('talker_config', 'code2wav_config'):
+      config.pop(part, None)
   return config
 
 
