@@ -1,8 +1,8 @@
 """Synthetic speech and pictures to train a small model on: `python -m qwen3_omni_jax.tools.nano_data --out DIR`.
 
-Phrases of a 20-word vocabulary, spoken by espeak-ng in many voices, speeds and pitches, and pictures of one to four discs,
-squares or triangles of one colour. Records are in the chat schema of training (`messages` with `audios` or `images`). Phrases
-that are held out occur in no training record, and no held-out picture is one of those trained on.
+Single words and phrases of a 20-word vocabulary, spoken by espeak-ng in many voices, speeds and pitches, and pictures of one to
+four discs, squares or triangles of one colour. Records are in the chat schema of training (`messages` with `audios` or `images`).
+Phrases that are held out occur in no training record, and no held-out picture is one of those trained on.
 """
 
 import argparse
@@ -26,7 +26,8 @@ ASK_SPEECH, ASK_PICTURE = 'Write down the words.', 'What is there?'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--out', required=True, type=pathlib.Path, metavar='DIR', help='new folder')
-  parser.add_argument('--speech', type=int, default=6000, help='spoken training records')
+  parser.add_argument('--words', type=int, default=3000, help='spoken training records of one word')
+  parser.add_argument('--speech', type=int, default=6000, help='spoken training records of one to five words')
   parser.add_argument('--pictures', type=int, default=4000, help='training records with a picture')
   parser.add_argument('--held-out', type=int, default=300, help='records of each kind to test on')
   parser.add_argument('--seed', type=int, default=0)
@@ -50,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
   drawn: set[bytes] = set()
   write = lambda name, records: (args.out / name).write_text(''.join(json.dumps(r) + '\n' for r in records), encoding='utf-8')
   write('speech.jsonl', speak(args.out, 'train', phrases, rng))
+  write('words.jsonl', speak(args.out, 'word', [rng.choice(WORDS) for _ in range(args.words)], rng))
   write('speech_held_out.jsonl', speak(args.out, 'held_out', held_out, rng))
   write('pictures.jsonl', [picture(args.out, f'train_{i:05d}', rng, drawn) for i in range(args.pictures)])
   write('pictures_held_out.jsonl', [picture(args.out, f'held_out_{i:05d}', rng, drawn) for i in range(args.held_out)])
-  print(f'{args.out}: {args.speech} spoken phrases, {args.pictures} pictures, {args.held_out} of each held out')
+  made = f'{args.words} spoken words, {args.speech} phrases, {args.pictures} pictures'
+  print(f'{args.out}: {made}; {args.held_out} phrases and pictures held out')
   return 0
 
 

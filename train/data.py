@@ -395,11 +395,12 @@ def _resized(processor: Processor, cfg: DataConfig) -> Processor:
 
 
 def _fingerprint(cfg: DataConfig, sources: Sequence[Source]) -> dict[str, Any]:
-  """Everything that the order of records and their packing depend on."""
+  """Everything that the order of records and their packing depend on; not where the files lie: they may be moved."""
   free = {'sources', 'max_bad', 'workers', 'threads', 'prefetch_batches'}
   out: dict[str, Any] = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in free}
   for i, (source, files) in enumerate(zip(cfg.sources, sources, strict=True)):
-    out[f'sources[{i}]'] = dataclasses.asdict(source) | {'ignore': list(source.ignore), 'records': len(files)}
+    same = {k: v for k, v in dataclasses.asdict(source).items() if k not in ('path', 'media_root', 'name')}
+    out[f'sources[{i}]'] = same | {'ignore': list(source.ignore), 'records': len(files)}
   return out
 
 

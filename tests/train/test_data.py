@@ -185,6 +185,8 @@ def test_a_state_of_other_data_is_refused_with_what_changed(tmp_path, processor)
   state = loader.get_state()
   with pytest.raises(ValueError, match='seed was 0, is 1'):
     Loader(dataclasses.replace(cfg, seed=1), processor, state=state)
+  moved = texts(tmp_path / 'elsewhere.jsonl', 9)
+  Loader(text_config(SourceConfig(path=str(moved))), processor, state=state).close()
   texts(path, 10)
   with pytest.raises(ValueError, match="'records': 9.*'records': 10"):
     Loader(cfg, processor, state=state)
