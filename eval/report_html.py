@@ -25,7 +25,7 @@ STILL = 320  # pixels of the longer side
 def page(results: Sequence[Result], summary: Mapping[str, Any]) -> str:
   """The whole page."""
   made = f'{summary["model"]}, {summary["variant"]}, {summary["date"]}'
-  sections = [('Scores', report.text(made) + report.table(report_table.HEAD, report_table.rows(summary)))]
+  sections = [('Scores', report.text(made) + report.table(report_table.HEAD, map(_unbroken, report_table.rows(summary))))]
   if left := report_table.skipped(summary):
     sections.append(('Not scored', report.table(('benchmark', 'reason'), left)))
   for result in results:
@@ -33,6 +33,11 @@ def page(results: Sequence[Result], summary: Mapping[str, Any]) -> str:
       sections.append((result.benchmark.title, _one(result)))
   versions = report.table(('library', 'version'), list(summary['versions'].items()))
   return report.page('Evaluation', [*sections, ('Versions', versions)])
+
+
+def _unbroken(cells: Sequence[Any]) -> list[Any]:
+  """Cells whose numbers stay on one line; the title alone may break."""
+  return [cells[0], *(str(c).replace(' ', '\u00a0') for c in cells[1:])]
 
 
 def _one(result: Result) -> str:
@@ -67,10 +72,11 @@ def _bars(axis: str, rates: Mapping[str, tuple[float, int]]) -> str:
   fig = report.figure(8, 0.8 + 0.28 * len(kept))
   axes = fig.subplots()
   names = [f'{_short(name, 44)} ({number})' for name, (_, number) in kept.items()]
-  axes.barh(range(len(kept)), [rate for rate, _ in kept.values()], color='#4c78a8', height=0.7)
+  bars = axes.barh(range(len(kept)), [rate for rate, _ in kept.values()], color='#4c78a8', height=0.7)
+  axes.bar_label(bars, fmt='%.1f', padding=3, color='#7d8590', fontsize=8)
   axes.set_yticks(range(len(kept)), names)
   axes.invert_yaxis()
-  axes.set_xlim(0, max(100.0, *(rate for rate, _ in kept.values())))
+  axes.set_xlim(0, 1.08 * max(100.0, *(rate for rate, _ in kept.values())))
   axes.set_xlabel('percent')
   axes.set_title(f'by {axis}{left}')
   return report.svg(fig)
@@ -103,6 +109,8 @@ def _example(result: Result, i: int) -> str:
   reply = answer.error or 'no reply' if answer.text is None else answer.text
   facts = {'id': item.id, 'question': asked, 'reference': item.reference, 'reply': reply,
            'read as': row.extracted if row.readable else 'unreadable'}  # fmt: skip
+  if facts['read as'] == reply:
+    del facts['read as']
   cells = ''.join(f'<dt>{k}</dt><dd>{html.escape(_short(str(v), 600))}</dd>' for k, v in facts.items() if v not in ('', None))
   shown = ''.join(_medium(kind, source) for kind, source in read.media(item))
   media = f'<div class="media">{shown}</div>' if shown else ''

@@ -67,8 +67,8 @@ def evaluate(
   for benchmark in benchmarks:
     items = benchmark.read(pathlib.Path(root) / benchmark.folder)[:limit]
     settings = dataclasses.replace(benchmark.settings(variant), **(changes or {}))
-    answers = [a for part in batches(items, batch) for a in predict_items(predict, benchmark, part, settings, pathlib.Path('.'))]
-    scores[benchmark.name] = benchmark.score(items, [a.text for a in answers], scoring)
+    made = {item.id: answer for item, answer in answered(predict, benchmark, items, settings, pathlib.Path('.'), batch)}
+    scores[benchmark.name] = benchmark.score(items, [made[item.id].text for item in items], scoring)
   return scores
 
 
@@ -91,6 +91,29 @@ def batches(items: Sequence[Item], size: int) -> Iterator[list[tuple[Item, Any]]
       part = []
   if part:
     yield part
+
+
+def answered(
+  predict: Any, benchmark: Benchmark, items: Sequence[Item], settings: Settings, folder: pathlib.Path, batch: int
+) -> Iterator[tuple[Item, Answer]]:
+  """Every item with its answer: as they are finished by a predictor with `stream`, else batch by batch in order."""
+  if benchmark.answer != 'generate' or not hasattr(predict, 'stream'):
+    for part in batches(items, batch):
+      yield from zip((item for item, _ in part), predict_items(predict, benchmark, part, settings, folder), strict=True)
+    return
+  failed: list[tuple[Item, Answer]] = []
+
+  def rows() -> Iterator[tuple[str, Any]]:
+    for item, messages in (pair for part in batches(items, batch) for pair in part):
+      if isinstance(messages, Exception):
+        failed.append((item, Answer(None, 'error', error=str(messages))))
+      else:
+        yield item.id, messages
+
+  by_id = {item.id: item for item in items}
+  for key, answer in predict.stream(rows(), settings):
+    yield by_id[key], answer
+  yield from failed
 
 
 def predict_items(
@@ -172,7 +195,11 @@ def _scored(benchmark, settings, items, answers, found, scoring, transcripts, ou
       why = 'spoken, but not written down: recognise the files of manifest.lst and pass --transcripts, or --asr self'
       log(f'{benchmark.name}: {why}')
       return Result(benchmark, settings, items, answers, None, found, why)
-  scores = benchmark.score(items, [a.text for a in answers], scoring)
+  try:
+    scores = benchmark.score(items, [a.text for a in answers], scoring)
+  except ValueError as e:  # a judge that is gone, a tokeniser that is not installed: the replies are kept, the others go on
+    log(f'{benchmark.name}: not scored: {e}')
+    return Result(benchmark, settings, items, answers, None, found, f'answered, not scored: {e}')
   log(f'{benchmark.name}: {next(iter(scores.metrics))} {scores.headline:.2f} on {len(items)} items')
   return Result(benchmark, settings, items, answers, scores, found)
 
@@ -191,13 +218,13 @@ def _answers(predict, benchmark, items, settings, folder, model, batch, log) -> 
   if known:
     log(f'{benchmark.name}: {len(items) - len(left)} of {len(items)} replies are there already')
   with path.open('a', encoding='utf-8') as file:
-    for part in batches(left, batch):
-      for (item, _), answer in zip(part, predict_items(predict, benchmark, part, settings, folder), strict=True):
-        answer = Answer(answer.text, answer.finish_reason, getattr(answer, 'reasoning', None), getattr(answer, 'error', None))
-        known[item.id] = answer
-        file.write(json.dumps({'id': item.id, **dataclasses.asdict(answer)}, ensure_ascii=False) + '\n')
+    for number, (item, answer) in enumerate(answered(predict, benchmark, left, settings, folder, batch), 1):
+      answer = Answer(answer.text, answer.finish_reason, getattr(answer, 'reasoning', None), getattr(answer, 'error', None))
+      known[item.id] = answer
+      file.write(json.dumps({'id': item.id, **dataclasses.asdict(answer)}, ensure_ascii=False) + '\n')
       file.flush()
-      log(f'{benchmark.name}: {len([i for i in items if i.id in known])} of {len(items)}')
+      if number % max(batch, 1) == 0 or number == len(left):
+        log(f'{benchmark.name}: {len(items) - len(left) + number} of {len(items)}')
   return [known[item.id] for item in items]
 
 

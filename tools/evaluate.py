@@ -90,14 +90,14 @@ def _from_predictions(args: argparse.Namespace, benchmark: Any, out: pathlib.Pat
 
 def _with_model(args: argparse.Namespace, benchmarks: list[Any], out: pathlib.Path) -> int:
   from qwen3_omni_jax.eval import run as runner
-  from qwen3_omni_jax.eval.predict import OmniPredictor, self_asr, variant_of
+  from qwen3_omni_jax.eval.predict import EnginePredictor, self_asr, variant_of
 
   from qwen3_omni_jax.infer.omni import Omni
 
   omni = Omni.load(args.model, dtype=args.dtype, mesh=args.mesh, speech=any(b.answer == 'speak' for b in benchmarks))
   variant = args.variant or variant_of(omni)
   asr = self_asr(omni) if args.asr else None
-  predict = OmniPredictor(omni, batch_size=args.batch_size, speaker=args.speaker, max_frames=args.max_frames, asr=asr)
+  predict = EnginePredictor(omni, batch_size=args.batch_size, speaker=args.speaker, max_frames=args.max_frames, asr=asr)
   changes = {'max_new_tokens': args.max_new_tokens} if args.max_new_tokens else {}
   transcripts = None
   if args.transcripts:

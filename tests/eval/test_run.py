@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from qwen3_omni_jax.eval import registry, report_html, report_table, run
 from qwen3_omni_jax.eval.judge import EndpointJudge
-from qwen3_omni_jax.eval.predict import Answer, OmniPredictor
+from qwen3_omni_jax.eval.predict import Answer, EnginePredictor, OmniPredictor
 
 from qwen3_omni_jax.cli import main
 
@@ -189,7 +189,7 @@ def test_every_family_runs_end_to_end_with_the_model(omni, benchmark_root, tmp_p
     'gsm8k',
     'mmlu-redux',
   ]
-  predict = OmniPredictor(omni, batch_size=2, max_frames=6, asr=lambda wave: 'the disc is red' if wave.is_file() else 'no file')
+  predict = EnginePredictor(omni, batch_size=2, max_frames=6, asr=lambda wave: 'the disc is red' if wave.is_file() else 'no file')
   results = go(predict, names, benchmark_root, tmp_path, batch=2, limit=1, changes={'max_new_tokens': 3})
   assert [r.benchmark.name for r in results] == names
   for result in results:
@@ -202,6 +202,15 @@ def test_every_family_runs_end_to_end_with_the_model(omni, benchmark_root, tmp_p
     r.scores.metrics for r in results
   ]
   assert not again.asked
+
+
+def test_the_engine_answers_as_generate_does(omni, benchmark_root, tmp_path):
+  names = ['mmau']
+  results = [
+    go(make(omni, batch_size=2), names, benchmark_root, tmp_path / make.__name__, batch=2, changes={'max_new_tokens': 3})
+    for make in (EnginePredictor, OmniPredictor)
+  ]
+  assert [[a.text for a in r.answers] for r in results[0]] == [[a.text for a in r.answers] for r in results[1]]
 
 
 def test_the_command_writes_results_and_resumes(tiny_folder, benchmark_root, tmp_path, capsys):
