@@ -15,6 +15,7 @@ from ..config import AudioConfig
 from ..nn.attention import attention
 from ..nn.layers import gelu, layer_norm, layer_norm_spec, linear, linear_spec
 from ..nn.params import Param, Spec, declare, stack
+from ..nn.remat import rematerialised
 from ..shapes import Array, Float, Int, Params
 
 NORM_EPS = 1e-5  # of every layer norm; fixed in the reference
@@ -69,7 +70,7 @@ def encode_audio(
   conv_frames: Int[Array, ' R'] | Int[Array, 'R X'],
   segment: Int[Array, 'R X'] | None = None,
   *,
-  remat: bool = False,
+  remat: bool | str = False,
   windows_at_once: int | None = None,
 ) -> Float[Array, 'R S D']:
   """Features of R windows; the first tokens(frames) of a window's S = 13 F/100 rows are valid, the rest is padding.
@@ -112,7 +113,7 @@ def encode_audio(
     y = linear(gelu(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down'])
     return x + y, None
 
-  x, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False) if remat else layer, x, params['layers'])
+  x, _ = jax.lax.scan(rematerialised(layer, remat), x, params['layers'])
   return linear(gelu(linear(layer_norm(x, params['norm'], NORM_EPS), params['proj1'])), params['proj2'])
 
 
@@ -126,7 +127,7 @@ def _convolve(
   mel: Float[Array, 'R F M'],
   conv_frames: Int[Array, ' R'] | Int[Array, 'R X'],
   at_once: int,
-  remat: bool,
+  remat: bool | str,
 ) -> Float[Array, 'R S D']:
   """Mel windows to transformer inputs, a block of windows after the other."""
   R, F, M = mel.shape
@@ -146,7 +147,7 @@ def _convolve(
     x = x.reshape(*x.shape[:2], -1) @ kernel + positions
     return x.reshape(mel.shape[0], -1, cfg.d_model)
 
-  block = jax.checkpoint(block) if remat else block
+  block = block if remat in (False, 'none') else jax.checkpoint(block)  # its convolutions are large beside what they are given
   at_once = max(n for n in range(1, min(at_once, R) + 1) if R % n == 0)
   # Strided blocks (rows i, i + R/at_once, …), so that where R is sharded every device has a share of each block.
   split = lambda x: jnp.moveaxis(x.reshape(at_once, R // at_once, *x.shape[1:]), 1, 0)

@@ -4,6 +4,9 @@ Features of the encoders replace the embeddings of their pad tokens; the vision 
 first layers. Positions are (time, height, width) triples made by the processor.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.struct
 import jax.numpy as jnp
 from flax import linen as nn
@@ -95,14 +98,17 @@ def thinker_forward(
   features: Features,
   *,
   dtype=jnp.float32,
-  remat: bool = False,
+  remat: bool | str = False,
   dispatch: Dispatch = LOSSLESS,
-) -> tuple[ThinkerOut, Trace]:
-  """Whole sequences without a cache: training, scoring, parity tests. dispatch: of tokens to experts on a mesh."""
+  observe: Callable = Trace,
+) -> tuple[ThinkerOut, Any]:
+  """Whole sequences without a cache: training, scoring, parity tests. dispatch: of tokens to experts on a mesh. observe: what is
+  kept of each layer (see nn.decoder.forward)."""
   embeds, deepstack = embed_inputs(params, tokens, features, dtype)
   x, trace = forward(
-    params['layers'], cfg.text, embeds, tokens.positions, tokens.segment, deepstack, remat=remat, dispatch=dispatch
-  )
+    params['layers'], cfg.text, embeds, tokens.positions, tokens.segment, deepstack, remat=remat, dispatch=dispatch,
+    observe=observe,
+  )  # fmt: skip
   return ThinkerOut(rms_norm(x, params['norm'], cfg.text.rms_norm_eps), embeds), trace
 
 

@@ -14,6 +14,7 @@ from ..nn import rope
 from ..nn.attention import attention
 from ..nn.layers import gelu, gelu_tanh, layer_norm, layer_norm_spec, linear, linear_spec
 from ..nn.params import Param, Spec, declare, stack
+from ..nn.remat import rematerialised
 from ..shapes import Array, Float, Int, Params
 
 NORM_EPS = 1e-6  # of every layer norm; fixed in the reference
@@ -68,7 +69,7 @@ def encode_vision(
   length: Int[Array, ' R'],
   segment: Int[Array, 'R P'] | None = None,
   *,
-  remat: bool = False,
+  remat: bool | str = False,
 ) -> tuple[Float[Array, 'R S D'], Float[Array, 'I R S D']]:
   """(features, deepstack levels) of R rows, S = P/4; a row's first length/4 features are valid, the rest is padding.
 
@@ -106,7 +107,7 @@ def encode_vision(
     x = x + linear(gelu_tanh(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down'])
     return (x, jax.lax.dynamic_update_index_in_dim(taps, x, slot, 0)), None
 
-  step = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+  step = rematerialised(layer, remat)
   taps = jnp.zeros((levels + 1, *x.shape), x.dtype)
   (x, taps), _ = jax.lax.scan(step, (x, taps), (params['layers'], jnp.asarray(slots)))
 

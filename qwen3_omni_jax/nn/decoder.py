@@ -9,6 +9,7 @@ instead of being handed a copy of all of them (see nn.experts). `forward` scans 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -25,6 +26,7 @@ from .experts import Experts
 from .layers import rms_norm, swiglu, swiglu_spec
 from .moe import Routing, moe, moe_spec
 from .params import Param, Spec, stack
+from .remat import rematerialised
 
 
 def decoder_spec(cfg: TextConfig) -> Spec:
@@ -116,12 +118,14 @@ def forward(
   segment: Int[Array, 'B T'],
   deepstack: Deepstack | None = None,
   *,
-  remat: bool = False,
+  remat: bool | str = False,
   dispatch: Dispatch = LOSSLESS,
-) -> tuple[Float[Array, 'B T D'], Trace]:
+  observe: Callable[[Array, Routing | None], Any] = Trace,
+) -> tuple[Float[Array, 'B T D'], Any]:
   """Every layer over whole sequences, no cache. segment: document of each token, 0 = padding.
 
-  dispatch: how tokens reach their experts on a mesh. The trace costs memory only if it is used.
+  dispatch: how tokens reach their experts on a mesh. observe(output before deepstack, routing) is kept of each layer, stacked: by
+  default a Trace, which costs memory only if it is used; a training loss keeps sums.
   """
   angle = rope_angles(cfg, positions)
 
@@ -133,10 +137,9 @@ def forward(
     experts = Experts.of_layer(p['moe']['experts']) if cfg.num_experts else None
     hidden, routing, _ = _layer(p, cfg, x, angle, attend, experts, dispatch)
     x = deepstack.add(hidden, layer) if deepstack is not None else hidden
-    return x, Trace(hidden, routing)
+    return x, observe(hidden, routing)
 
-  step = jax.checkpoint(step, prevent_cse=False) if remat else step
-  return jax.lax.scan(step, x, (layers, jnp.arange(cfg.num_hidden_layers)))
+  return jax.lax.scan(rematerialised(step, remat), x, (layers, jnp.arange(cfg.num_hidden_layers)))
 
 
 def prefill(

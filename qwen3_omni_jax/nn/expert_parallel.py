@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec
 from ..shapes import Array, Float, Int, Params
 from ..sharding import batch_axes, length_axis, platform
 from .experts import Experts, run_experts
+from .lora import Lora
 from .permute import move_rows
 
 AXIS = 'expert'
@@ -84,6 +85,12 @@ def _expert_specs(experts: Experts) -> Experts:
   """How the stacks are cut: by expert, and the hidden width over `tensor`. Scales of int8 have size 1 where summed over."""
 
   def cut(stack: Params, width: int):
+    if isinstance(stack, Lora):  # a has the input's width, b the output's
+      whole = PartitionSpec(None, AXIS)
+      down = width == 2
+      a, b = (cut(stack.a, 2), whole) if down else (whole, cut(stack.b, 3))
+      return stack.replace(base=cut(stack.base, width), a=a, b=b)
+
     def spec(w):
       axes: list[str | None] = [None, AXIS, None, None]
       axes[width] = 'tensor' if w.shape[width] > 1 else None

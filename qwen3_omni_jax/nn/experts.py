@@ -14,8 +14,8 @@ import numpy as np
 
 from ..shapes import Array, Float, Int, Params
 from ..sharding import platform
-from .int8 import leaf_map
 from .layers import swiglu
+from .lora import weight_map
 from .permute import move_rows, take_rows
 
 
@@ -87,7 +87,7 @@ def _ragged(rows, expert, experts: Experts, expected: int):
   """Three grouped matmuls."""
   del expected
   sizes = jnp.bincount(expert, length=experts.number).astype(jnp.int32)
-  p = leaf_map(lambda w: w.astype(rows.dtype), experts.all())
+  p = weight_map(lambda w: w.astype(rows.dtype), experts.all())
   hidden = jax.nn.silu(jax.lax.ragged_dot(rows, p['gate'], sizes)) * jax.lax.ragged_dot(rows, p['up'], sizes)
   return jax.lax.ragged_dot(hidden, p['down'], sizes)
 

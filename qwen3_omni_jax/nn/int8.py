@@ -7,7 +7,6 @@ code predictor and the vocoder stay as they are. For inference only: rounding ha
 import math
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +15,7 @@ from .params import Param
 
 PARTS = ('audio', 'vision', 'thinker', 'talker')
 _MATRICES = ('q', 'k', 'v', 'o', 'gate', 'up', 'down', 'kernel', 'head')
-_STACKED = ('layers', 'expert')
+STACKED = ('layers', 'expert')
 _BLOCK = 2**22  # values rounded at once
 
 
@@ -45,7 +44,7 @@ def summed_axes(path: str, param: Param) -> tuple[int, ...]:
   names = path.split('/')
   if names[0] not in PARTS or names[-1] not in _MATRICES or 'conv_taps' in param.axes:
     return ()
-  first = next(i for i, axis in enumerate(param.axes) if axis not in _STACKED)
+  first = next(i for i, axis in enumerate(param.axes) if axis not in STACKED)
   last = next(i for i in range(first, len(param.shape)) if math.prod(param.shape[first : i + 1]) == param.fan_in)
   return tuple(range(first, last + 1))
 
@@ -74,8 +73,3 @@ def quantize(array: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.n
 def dequantize(values: np.ndarray, scale: np.ndarray, dtype) -> np.ndarray:
   """The matrix that `quantize` stands for, in numpy; the same numbers as Int8.astype gives."""
   return (values.astype(np.float32) * scale).astype(dtype)
-
-
-def leaf_map(function, tree):
-  """jax.tree.map over a parameter tree in which an Int8 matrix is one leaf."""
-  return jax.tree.map(function, tree, is_leaf=is_int8)

@@ -38,24 +38,27 @@ def moe_spec(width: int, ffn: int, experts: int, shared_ffn: int = 0) -> Spec:
 class Routing:
   """Where each token goes. weights are in the activation dtype; probs (float32, over all experts) feed the balance loss.
 
-  lost: pairs of token and expert that a bounded buffer had no room for (see expert_parallel); None before they were sent.
+  lost: pairs of token and expert that a bounded buffer had no room for (see expert_parallel); None before they were sent. log_z:
+  log of the softmax's denominator, which the z-loss keeps small.
   """
 
   experts: Int[Array, '*b A']
   weights: Float[Array, '*b A']
   probs: Float[Array, '*b E']
   lost: Int[Array, ''] | None = None
+  log_z: Float[Array, '*b'] | None = None
 
 
 def route(x: Float[Array, '*b D'], router: Float[Array, 'D E'], active: int, normalise: bool) -> Routing:
   """The `active` most probable experts of each token. Softmax over *all* experts in float32, then top-k, then (optionally)
   renormalised: the reference's order."""
   logits = jnp.einsum('...D,DE->...E', x, router.astype(x.dtype))
-  probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+  logits = logits.astype(jnp.float32)
+  probs = jax.nn.softmax(logits, axis=-1)
   weights, experts = jax.lax.top_k(probs, active)
   if normalise:
     weights = weights / weights.sum(axis=-1, keepdims=True)
-  return Routing(experts, weights.astype(x.dtype), probs)
+  return Routing(experts, weights.astype(x.dtype), probs, log_z=jax.nn.logsumexp(logits, axis=-1))
 
 
 def expert_load(routing: Routing, keep: Bool[Array, '*b'] | None = None) -> Float[Array, ' E']:
@@ -87,7 +90,7 @@ def moe(
   if mesh is not None:
     y, lost = expert_parallel(x, routing, experts, mesh, dispatch)
   else:
-    flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), routing)
+    flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), routing.replace(log_z=None))
     form = form or experts_form(*flat.experts.shape, experts.number)
     y, lost = FORMS[form](x.reshape(-1, x.shape[-1]), flat, experts).reshape(x.shape), jnp.int32(0)
   routing = routing.replace(lost=lost)

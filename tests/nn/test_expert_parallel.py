@@ -7,7 +7,8 @@ import pytest
 
 from qwen3_omni_jax.nn.expert_parallel import LOSSLESS, WAYS, Dispatch
 from qwen3_omni_jax.nn.experts import Experts
-from qwen3_omni_jax.nn.int8 import Int8, leaf_map, quantize
+from qwen3_omni_jax.nn.int8 import Int8, quantize
+from qwen3_omni_jax.nn.lora import weight_map
 from qwen3_omni_jax.nn.moe import expert_load, moe, moe_spec
 from qwen3_omni_jax.nn.params import init_params
 from qwen3_omni_jax.sharding import make_mesh
@@ -108,7 +109,7 @@ def test_the_overflow_metric_fires_exactly_when_the_buffer_is_exceeded(params, w
 
 def test_int8_experts_are_shared_out_too(params):
   experts = {name: Int8(*map(jnp.asarray, quantize(w, (1,)))) for name, w in params['experts'].items()}
-  wide = {**params, 'experts': leaf_map(lambda w: w.astype(jnp.float32), experts)}
+  wide = {**params, 'experts': weight_map(lambda w: w.astype(jnp.float32), experts)}
   x = tokens('balanced')
   for shape in ({'expert': 8}, {'expert': 4, 'tensor': 2}):
     with jax.set_mesh(make_mesh(shape)):

@@ -11,7 +11,8 @@ import pytest
 from qwen3_omni_jax.config import load_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.experts import Experts
-from qwen3_omni_jax.nn.int8 import Int8, dequantize, is_int8, leaf_map, quantize, summed_axes
+from qwen3_omni_jax.nn.int8 import Int8, dequantize, is_int8, quantize, summed_axes
+from qwen3_omni_jax.nn.lora import weight_map
 from qwen3_omni_jax.nn.moe import FORMS, moe_spec, route
 from qwen3_omni_jax.nn.params import Param, init_params, leaves
 from tests.conftest import ROOT
@@ -74,7 +75,7 @@ def test_every_form_of_the_experts_takes_int8(form):
   int8 = {name: Int8(*map(jnp.asarray, quantize(w, (2,)))) for name, w in stack.items()}
   x = jax.random.normal(jax.random.key(5), (40, 12))
   routing = route(x, jax.random.normal(jax.random.key(6), (12, 6)), 2, True)
-  wide = leaf_map(lambda w: w.astype(jnp.float32), int8)
+  wide = weight_map(lambda w: w.astype(jnp.float32), int8)
   got = jax.jit(FORMS[form])(x, routing, Experts.in_stack(int8, jnp.int32(1)))
   np.testing.assert_allclose(got, FORMS[form](x, routing, Experts.in_stack(wide, jnp.int32(1))), rtol=0, atol=1e-6)
   assert all(map(is_int8, int8.values()))

@@ -1,0 +1,98 @@
+"""A step of training: who moves and who does not, microbatches, meshes, skipped steps."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step
+from qwen3_omni_jax.train.stages import LoraPart, Part
+from qwen3_omni_jax.train.state import flat, init_state
+from qwen3_omni_jax.train.step import compiled_step
+
+from qwen3_omni_jax.sharding import make_mesh
+from tests.train import batches
+
+# No load-balance loss: it is a mean over microbatches, not over tokens (see test_accumulated_…).
+EXACT = Recipe(
+  parts=(Part('thinker', 1e-3, 0.1), Part('audio', 1e-3), Part('vision', 1e-3)), steps=10,
+  optimiser=Optimiser(warmup=1, eps=1e-3), loss=Loss(balance=0.0, chunk=16),
+  step=Step(dtype='float32', remat='none', encoder_remat='none'),
+)  # fmt: skip
+ADAPTER = dataclasses.replace(
+  EXACT, parts=(Part('audio/proj', 1e-2),),
+  lora=(LoraPart('thinker/layers/(attn/[qo]|moe/experts/down)$', 2, 4.0, 1e-2), LoraPart('vision/layers/mlp', 3)),
+)  # fmt: skip
+
+
+def run(recipe, batch, shape=(), steps=1):
+  """(state after the steps, metrics of the last one)"""
+  mesh = make_mesh(dict(shape))
+  state = init_state(jax.tree.map(jnp.asarray, batches.params()), batches.config(), recipe, mesh)
+  step = compiled_step(batches.config(), recipe, mesh, batches.FAST_TO_COMPILE)
+  for _ in range(steps):
+    state, metrics = step(state, batch)
+  return jax.device_get((state, metrics))
+
+
+@functools.cache
+def one_step():
+  return run(EXACT, batches.batch())
+
+
+def assert_same_step(got, expected, rtol):
+  (state, metrics), (state2, metrics2) = got, expected
+  np.testing.assert_allclose(metrics['loss'], metrics2['loss'], rtol=1e-5)
+  np.testing.assert_allclose(metrics['grad_norm'], metrics2['grad_norm'], rtol=1e-4)
+  for path, value in state2.trained.items():
+    moved = np.abs(value - state.trained[path]).max()
+    assert moved <= rtol * 1e-3, f'{path}: {moved:.1e}'  # of the rate: steps of Adam have about its size
+
+
+def test_a_step_on_every_modality_trains_all_that_it_should():
+  before = flat(batches.params())
+  state, metrics = one_step()
+  still = [path for path, value in state.trained.items() if np.array_equal(value, before[path])]
+  assert not still and not state.frozen
+  assert np.isfinite(metrics['loss']) and metrics['skipped'] == 0 and metrics['lost'] == 0 and state.step == 1
+  assert metrics['weight'] == batches.batch().weights.sum()
+  kinds = sum(metrics[f'weight/{k}'] * metrics[f'cross_entropy/{k}'] for k in ('text', 'audio', 'image', 'video', 'mixed'))
+  np.testing.assert_allclose(kinds / metrics['weight'], metrics['cross_entropy'], rtol=1e-5)
+
+
+def test_frozen_parts_do_not_change_by_a_bit():
+  before = flat(batches.params())
+  state, _ = run(ADAPTER, batches.batch(), steps=2)
+  assert {path for path in state.trained if not path.startswith('lora/')} == {p for p in before if p.startswith('audio/proj')}
+  assert all(np.array_equal(value, before[path]) for path, value in state.frozen.items())
+  assert set(state.frozen) | set(state.trained) >= set(before)
+  adapted = [path for path in state.trained if path.startswith('lora/thinker') and path.endswith('/b')]
+  assert len(adapted) == 3 and all(np.abs(state.trained[path]).max() > 0 for path in adapted)
+  moments = [key for path, _ in jax.tree_util.tree_leaves_with_path(state.optimiser) for key in path if hasattr(key, 'key')]
+  assert {m.key for m in moments} == set(state.trained)  # frozen ones have no optimiser state
+
+
+def test_accumulated_microbatches_equal_one_batch():
+  halves = [batches.batch(1, 4), batches.batch(2, 4)]
+  two = dataclasses.replace(EXACT, step=dataclasses.replace(EXACT.step, accumulate=2))
+  whole = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1 if a.shape[0] == 3 else 0), *halves)
+  audio, visual = whole.tokens.audio_index, whole.tokens.visual_index
+  audio[4:], visual[4:] = (np.where(x[4:] < 0, -1, x[4:] + n) for x, n in ((audio, 4 * 26), (visual, 4 * 4)))
+  assert_same_step(run(two, batches.stacked(halves)), run(EXACT, whole), rtol=2e-3)
+
+
+def test_a_step_on_a_mesh_equals_that_of_one_device():
+  shape = {'fsdp': 2, 'expert': 2, 'tensor': 2}
+  assert_same_step(run(EXACT, batches.batch(), shape.items()), one_step(), rtol=5e-3)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted():
+  bad = batches.batch()
+  bad.media.audio[0].mel[0, 0, 0] = np.inf
+  before = flat(batches.params())
+  state, metrics = run(dataclasses.replace(EXACT, step=dataclasses.replace(EXACT.step, ema=0.9)), bad, steps=2)
+  assert metrics['skipped'] == 2 and state.step == 2 and not np.isfinite(metrics['loss'])
+  assert all(np.array_equal(value, before[path]) for path, value in state.trained.items())
+  assert all(np.array_equal(value, before[path]) for path, value in state.ema.items())
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.optimiser))

@@ -1,0 +1,107 @@
+"""Training losses: cross-entropy without a table of all logits, and what keeps the router balanced and small.
+
+Every loss leaves padding out. The logits of a position exist only for a few positions at a time, in the forward pass and again
+in the backward one: the table [tokens x 152,064] of a batch would be larger than the model's own activations.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from qwen3_omni_jax.nn.moe import Routing, expert_load
+from qwen3_omni_jax.shapes import Array, Bool, Float, Int
+from qwen3_omni_jax.sharding import batch_axes, current_mesh, length_axis
+
+from .batch import KINDS
+
+CHUNK = 1024  # positions whose logits a device holds at once: 0.6 GB in float32 at the released vocabulary
+
+
+def token_losses(
+  hidden: Float[Array, 'B T D'], head: Float[Array, 'D V'], targets: Int[Array, 'B T'], chunk: int = CHUNK
+) -> Float[Array, 'B T']:
+  """-log p(target) of every position, float32. Matmuls run in hidden's dtype, softmax in float32.
+
+  chunk: positions at once on a device; their logits are computed again in the backward pass. On a mesh, rows and lengths stay
+  where they are, each device gathers the head once, and a vocabulary cut over `tensor` is never put together.
+  """
+  mesh = current_mesh()
+  if mesh is None:
+    return _chunked(hidden, head, targets, chunk, None)
+  rows, length = batch_axes(hidden.shape[0], mesh) or None, length_axis(hidden.shape[1], mesh)
+  vocab = 'tensor' if mesh.shape['tensor'] > 1 and head.shape[1] % mesh.shape['tensor'] == 0 else None
+  local = functools.partial(_chunked, chunk=chunk, vocab=vocab)
+  tokens = PartitionSpec(rows, length)
+  run = jax.shard_map(local, in_specs=(tokens, PartitionSpec(None, vocab), tokens), out_specs=tokens, check_vma=False)
+  return run(hidden, head, targets)
+
+
+def _chunked(hidden, head, targets, chunk: int, vocab: str | None):
+  """On one device. vocab: the mesh axis over which the head's columns are cut."""
+  (B, T), D = targets.shape, hidden.shape[-1]
+  n = -(-B * T // -(-B * T // chunk))  # chunks of equal size, with a little padding
+  count = -(-B * T // n)
+  pad = lambda x: jnp.pad(x, [(0, count * n - B * T)] + [(0, 0)] * (x.ndim - 1)).reshape(count, n, *x.shape[1:])
+  # Widened, so that the chunks' gradients of the head are summed in float32; rounded again where it is multiplied.
+  wide = head.astype(jnp.float32)
+
+  @jax.checkpoint
+  def one_chunk(_, inputs):
+    x, target = inputs
+    logits = jnp.einsum('nD,DV->nV', x, wide.astype(x.dtype), preferred_element_type=jnp.float32)
+    top = jax.lax.stop_gradient(logits.max(axis=-1))
+    top = top if vocab is None else jax.lax.pmax(top, vocab)
+    total = jnp.exp(logits - top[:, None]).sum(axis=-1)
+    first = 0 if vocab is None else jax.lax.axis_index(vocab) * logits.shape[1]
+    at = jnp.clip(target - first, 0, logits.shape[1] - 1)
+    chosen = jnp.take_along_axis(logits, at[:, None], axis=-1)[:, 0]
+    if vocab is not None:
+      total, chosen = jax.lax.psum((total, jnp.where(at == target - first, chosen, 0)), vocab)
+    return None, jnp.log(total) + top - chosen
+
+  _, losses = jax.lax.scan(one_chunk, None, (pad(hidden.reshape(-1, D)), pad(targets.reshape(-1))))
+  return losses.reshape(-1)[: B * T].reshape(B, T)
+
+
+@flax.struct.dataclass
+class RouterSums:
+  """What the losses need of a layer's routing, averaged over valid tokens. lost: pairs that a bounded buffer had no room for."""
+
+  load: Float[Array, '*L E']  # share of the pairs of token and expert; balanced: 1/E
+  probs: Float[Array, '*L E']  # mean router probability
+  log_z2: Float[Array, '*L']  # mean square of the log of the softmax's denominator
+  lost: Int[Array, '*L']
+
+
+def router_sums(valid: Bool[Array, 'B T'], _: Array, routing: Routing | None) -> RouterSums | None:
+  """Of one layer, while it runs: the probabilities of all layers are never kept. None for a dense model."""
+  if routing is None:
+    return None
+  number = jnp.maximum(valid.sum(), 1).astype(jnp.float32)
+  mean = lambda x: jnp.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0).sum(axis=(0, 1)) / number
+  return RouterSums(expert_load(routing, valid), mean(routing.probs), mean(jnp.square(routing.log_z)), routing.lost)
+
+
+def balance_loss(sums: RouterSums, active: int) -> Float[Array, '']:
+  """E * sum_e f_e P_e over all layers together; `active` (top-k) where experts are balanced, as in transformers'
+  load_balancing_loss_func. f_e: pairs of expert e per token; P_e: its mean probability."""
+  share = sums.load.mean(axis=0) * active
+  return sums.load.shape[-1] * jnp.sum(share * sums.probs.mean(axis=0))
+
+
+def z_loss(sums: RouterSums) -> Float[Array, '']:
+  """Mean square of log sum exp of the router's logits (ST-MoE, equation 5)."""
+  return sums.log_z2.mean()
+
+
+def busiest_expert(sums: RouterSums) -> Float[Array, '']:
+  """Load of the busiest expert of any layer, as a multiple of the balanced one."""
+  return sums.load.max() * sums.load.shape[-1]
+
+
+def by_kind(values: Float[Array, 'B T'], kind: Int[Array, 'B T']) -> Float[Array, ' KINDS']:
+  """Sums over the positions of each kind of record."""
+  return jnp.zeros(len(KINDS), jnp.float32).at[kind.reshape(-1)].add(values.reshape(-1))

@@ -1,0 +1,194 @@
+"""What a run carries from step to step, and which of it is trained.
+
+Parameters are kept flat, by path, in two dictionaries: trained ones in float32 with optimiser state, frozen ones as they were
+loaded, without. The low-rank matrices of LoRA are trained parameters named `lora/PATH/a` and `lora/PATH/b`.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qwen3_omni_jax.config import OmniConfig
+from qwen3_omni_jax.models.omni import omni_spec
+from qwen3_omni_jax.nn.lora import Lora, lora_spec
+from qwen3_omni_jax.nn.params import Param, leaves
+from qwen3_omni_jax.shapes import Array, Float, Int, Params
+from qwen3_omni_jax.sharding import param_shardings, partition
+
+from .config import Recipe
+from .optimiser import direction
+from .stages import LoraPart, Part, choose, choose_lora
+
+PARTS = ('audio', 'vision', 'thinker')  # what training reads and writes; the Talker's parts stay where they are
+LORA = 'lora/'
+
+
+@flax.struct.dataclass
+class TrainState:
+  """step: of the run, skipped ones included. ema: averaged copies of the trained parameters, None without."""
+
+  step: Int[Array, '']
+  trained: dict[str, Float[Array, '...']]
+  frozen: dict[str, Array]
+  optimiser: Any
+  ema: dict[str, Float[Array, '...']] | None
+  skipped: Int[Array, '']
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+  """specs: of all parameters by path, LoRA's included. trained: the part each trained one belongs to. lora: of each adapted
+  matrix."""
+
+  specs: dict[str, Param]
+  trained: dict[str, Part]
+  lora: dict[str, LoraPart]
+
+  @property
+  def trained_specs(self) -> dict[str, Param]:
+    return {path: self.specs[path] for path in self.trained}
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    return tuple(path for path in self.specs if path not in self.trained)
+
+  @property
+  def trained_parts(self) -> tuple[str, ...]:
+    """Top-level parts with a trained parameter: those a checkpoint holds."""
+    return tuple(part for part in PARTS if any(path.startswith(f'{part}/') for path in self.trained))
+
+
+def roles(cfg: OmniConfig, recipe: Recipe) -> Roles:
+  """Who is what. Raises ValueError for patterns that match nothing, and for a matrix both trained and adapted."""
+  whole = omni_spec(cfg)
+  specs = dict(leaves({part: whole[part] for part in PARTS}))
+  trained = choose(specs, recipe.parts)
+  matrices = [path for path, param in specs.items() if lora_spec(path, param, 1)]
+  lora = choose_lora(matrices, recipe.lora)
+  if both := sorted(set(lora) & set(trained)):
+    raise ValueError(f'both trained and adapted by LoRA: {", ".join(both[:5])}; freeze them with a part of lr 0')
+  for path, part in lora.items():
+    for name, param in (lora_spec(path, specs[path], part.rank) or {}).items():
+      specs[f'{LORA}{path}/{name}'] = param
+      trained[f'{LORA}{path}/{name}'] = Part(part.pattern, part.lr)
+  if not trained:
+    raise ValueError('nothing is trained: give parts or lora with a learning rate above 0')
+  return Roles(specs, trained, lora)
+
+
+def assemble(trained: Mapping[str, Array], frozen: Mapping[str, Array], who: Roles) -> Params:
+  """The parameter tree that the networks take."""
+  flat: dict[str, Any] = {**frozen, **{path: p for path, p in trained.items() if not path.startswith(LORA)}}
+  for path, part in who.lora.items():
+    flat[path] = Lora(flat[path], trained[f'{LORA}{path}/a'], trained[f'{LORA}{path}/b'], part.alpha / part.rank)
+  return nested(flat)
+
+
+def nested(flat: Mapping[str, Any]) -> Params:
+  """The tree of a dictionary by path."""
+  tree: dict = {}
+  for path, value in flat.items():
+    *parents, name = path.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = value
+  return tree
+
+
+def flat(tree: Params, prefix: str = '') -> dict[str, Any]:
+  """The dictionary by path of a nested one."""
+  found = {}
+  for name, value in tree.items():
+    path = f'{prefix}{name}'
+    found |= flat(value, f'{path}/') if isinstance(value, Mapping) else {path: value}
+  return found
+
+
+def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, seed: int = 0) -> TrainState:
+  """The state before the first step, laid out on the mesh.
+
+  params: loaded ones (of PARTS), by the shardings of `load_shardings`; given away: trained ones become float32. None: random
+  values, in float32. LoRA begins as no change at all.
+  """
+  who = roles(cfg, recipe)
+  cuts = state_shardings(cfg, recipe, mesh)
+  loaded = {} if params is None else {path: p for path, p in flat(params).items() if path in who.specs}
+  new = {path: param for path, param in who.specs.items() if path not in loaded}
+
+  def create():
+    key = jax.random.key(seed)
+    return {path: param.create(jax.random.fold_in(key, zlib.crc32(path.encode()))) for path, param in new.items()}
+
+  cut_of = {**cuts.trained, **cuts.frozen}
+  with jax.set_mesh(mesh):
+    everything = loaded | jax.jit(create, out_shardings={path: cut_of[path] for path in new})()
+    widen = jax.jit(lambda x: x.astype(jnp.float32), donate_argnums=0)
+    trained = {path: widen(everything.pop(path)) for path in who.trained}
+    # optax is not written for strict promotion
+    with jax.numpy_dtype_promotion('standard'):
+      optimiser = jax.jit(direction(recipe.optimiser, who.trained_specs).init, out_shardings=cuts.optimiser)(trained)
+    copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=cuts.trained)
+    zero = jax.device_put(jnp.int32(0), cuts.step)
+    return TrainState(zero, trained, everything, optimiser, copy(trained) if recipe.step.ema else None, jnp.copy(zero))
+
+
+def abstract_state(cfg: OmniConfig, recipe: Recipe, mesh, frozen_dtype=jnp.bfloat16) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without its memory: to plan with, and to restore into."""
+  cuts = state_shardings(cfg, recipe, mesh)
+  place = lambda x, cut: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut)
+  return jax.tree.map(place, _abstract(cfg, recipe, frozen_dtype), cuts)
+
+
+def _abstract(cfg: OmniConfig, recipe: Recipe, frozen_dtype) -> TrainState:
+  who = roles(cfg, recipe)
+  trained = {path: jax.ShapeDtypeStruct(param.shape, jnp.float32) for path, param in who.trained_specs.items()}
+  frozen = {path: jax.ShapeDtypeStruct(who.specs[path].shape, frozen_dtype) for path in who.frozen}
+  with jax.numpy_dtype_promotion('standard'):
+    optimiser = jax.eval_shape(direction(recipe.optimiser, who.trained_specs).init, trained)
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  return TrainState(count, trained, frozen, optimiser, dict(trained) if recipe.step.ema else None, count)
+
+
+def state_shardings(cfg: OmniConfig, recipe: Recipe, mesh) -> TrainState:
+  """A TrainState of NamedShardings: optimiser state and averages lie as their parameters do."""
+  who = roles(cfg, recipe)
+  cut = flat(param_shardings(nested(who.specs), mesh))
+  whole = NamedSharding(mesh, PartitionSpec())
+  shapes = _abstract(cfg, recipe, jnp.bfloat16)
+  of_moment = functools.partial(_moment_sharding, specs=who.specs, mesh=mesh)
+  optimiser = jax.tree_util.tree_map_with_path(of_moment, shapes.optimiser)
+  trained = {path: cut[path] for path in who.trained}
+  ema = trained if recipe.step.ema else None
+  return TrainState(whole, trained, {path: cut[path] for path in who.frozen}, optimiser, ema, whole)
+
+
+def _moment_sharding(at, leaf, *, specs: Mapping[str, Param], mesh) -> NamedSharding:
+  """As the parameter it belongs to lies; a factored moment has that parameter's axes but one; a count is everywhere."""
+  path = next((key.key for key in at if isinstance(key, jax.tree_util.DictKey) and key.key in specs), None)
+  if path is not None:
+    param, cut = specs[path], partition(specs[path].axes, mesh)
+    if leaf.shape == param.shape:
+      return NamedSharding(mesh, cut)
+    for axis in range(len(param.shape)):
+      if leaf.shape == param.shape[:axis] + param.shape[axis + 1 :]:
+        return NamedSharding(mesh, PartitionSpec(*cut[:axis], *cut[axis + 1 :]))
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def load_shardings(cfg: OmniConfig, mesh) -> Params:
+  """Where the loaded parameters (of PARTS) go."""
+  whole = omni_spec(cfg)
+  return param_shardings({part: whole[part] for part in PARTS}, mesh)
+
+
+def optimiser_of(cfg: OmniConfig, recipe: Recipe) -> optax.GradientTransformation:
+  return direction(recipe.optimiser, roles(cfg, recipe).trained_specs)
