@@ -11,6 +11,7 @@ COMMANDS = {
   'live': ('qwen3_omni_jax.tools.live', 'listen to a file or to stdin as to a microphone, and answer aloud'),
   'score': ('qwen3_omni_jax.tools.score', "log-probability of every token of the last assistant turn"),
   'eval': ('qwen3_omni_jax.tools.evaluate', 'run the published benchmarks and score them as their authors do'),
+  'train': ('qwen3_omni_jax.tools.train', 'pretrain or fine-tune on text, sound, pictures and video'),
   'convert': ('qwen3_omni_jax.tools.convert_weights', 'convert, compare and inspect checkpoints'),
   'tiny': ('qwen3_omni_jax.tools.tiny', 'write a random but structurally complete checkpoint'),
   'demo': ('qwen3_omni_jax.tools.demo', 'make a tiny checkpoint and sample media, and answer about them'),

@@ -96,6 +96,8 @@ def _fill(kind, value, where: str, problems: list[str]):
     if not isinstance(value, dict):
       return _wrong(where, 'an object', value, problems)
     return {str(key): _fill(inner[1], item, f'{where}.{key}', problems) for key, item in value.items()}
+  if origin is typing.Literal:
+    return value if value in inner else _wrong(where, f'one of {", ".join(inner)}', value, problems)
   if kind is Any:
     return value
   if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a word

@@ -121,14 +121,15 @@ def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, see
   """
   who = roles(cfg, recipe)
   cuts = state_shardings(cfg, recipe, mesh)
-  loaded = {} if params is None else {path: p for path, p in flat(params).items() if path in who.specs}
+  cut_of = {**cuts.trained, **cuts.frozen}
+  given = {} if params is None else flat(params)
+  loaded = {path: jax.device_put(p, cut_of[path]) for path, p in given.items() if path in who.specs}
   new = {path: param for path, param in who.specs.items() if path not in loaded}
 
   def create():
     key = jax.random.key(seed)
     return {path: param.create(jax.random.fold_in(key, zlib.crc32(path.encode()))) for path, param in new.items()}
 
-  cut_of = {**cuts.trained, **cuts.frozen}
   with jax.set_mesh(mesh):
     everything = loaded | jax.jit(create, out_shardings={path: cut_of[path] for path in new})()
     widen = jax.jit(lambda x: x.astype(jnp.float32), donate_argnums=0)

@@ -1,0 +1,27 @@
+"""`qwen3-omni train`: continued pretraining and fine-tuning, as a configuration file says."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--config', metavar='YAML', help='a file, or the name of one that comes with the package, such as sft')
+  parser.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='values that take the place of the file\'s, as in steps=100')
+  parser.add_argument('--show', action='store_true', help='print the whole configuration and do nothing')
+
+
+def run(args: argparse.Namespace) -> int:
+  import yaml
+
+  from ..train.config import read, to_data
+  from ..train.run_config import Run
+
+  configuration = read(Run, args.config, args.overrides)
+  if args.show:
+    import json
+
+    print(yaml.safe_dump(json.loads(json.dumps(to_data(configuration))), sort_keys=False), end='')
+    return 0
+  from ..train.run import train
+
+  train(configuration)
+  return 0

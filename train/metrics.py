@@ -1,0 +1,147 @@
+"""What a run tells: a line on the terminal, a line of JSON for every step, TensorBoard, and Weights & Biases if asked for."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from .batch import KINDS
+
+FILE = 'metrics.jsonl'
+
+
+class Metrics:
+  """The log of one run; of several processes the first one writes.
+
+  Steps are written when they are known to be done: values are fetched one step late, so that the devices are never waited for.
+  """
+
+  def __init__(self, folder: pathlib.Path, steps: int, *, every: int, tensorboard: bool, wandb: str | None, records: bool):
+    self.steps, self.every, self.records = steps, every, records
+    self.writes = jax.process_index() == 0
+    self.file = folder / FILE
+    self._pending: tuple[int, dict, dict[str, Any]] | None = None
+    self._last = time.perf_counter()
+    self._seconds = {'input_s': 0.0, 'checkpoint_s': 0.0, 'evaluation_s': 0.0}
+    self._board = self._wandb = None
+    if self.writes and tensorboard:
+      from tensorboardX import SummaryWriter
+
+      self._board = SummaryWriter(str(folder / 'tensorboard'))
+    if self.writes and wandb:
+      try:
+        import wandb as service  # type: ignore[import-not-found]
+      except ImportError as error:
+        raise ValueError('log.wandb is set, but wandb is not installed: pip install wandb, or leave it out') from error
+      self._wandb = service.init(project=wandb, dir=str(folder), resume='allow')
+
+  def resume(self, step: int) -> None:
+    """Forgets what was written of steps after that one: they are done again."""
+    if not self.writes or not self.file.exists():
+      return
+    kept = [line for line in self.file.read_text().splitlines() if _step_of(line) is not None and _step_of(line) <= step]
+    part = self.file.with_suffix('.part')
+    part.write_text(''.join(f'{line}\n' for line in kept))
+    part.replace(self.file)
+
+  def waited(self, what: str, seconds: float) -> None:
+    """Time not spent on steps. what: input_s, checkpoint_s or evaluation_s."""
+    self._seconds[what] += seconds
+
+  def step(self, step: int, metrics: dict, stats: Sequence[dict[str, Any]]) -> None:
+    """The metrics of a step just begun on the devices, and what the loader said of its batches."""
+    self.flush()
+    self._pending = (step, metrics, _of_input(stats, self.records))
+
+  def flush(self) -> None:
+    """Waits for the step last begun, and writes it."""
+    if self._pending is None:
+      return
+    (step, metrics, found), self._pending = self._pending, None
+    values = {name: _plain(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
+    now = time.perf_counter()
+    took, self._last = now - self._last, now
+    spent, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
+    for kind in KINDS:
+      if not values.get(f'weight/{kind}'):
+        values.pop(f'weight/{kind}', None)
+        values.pop(f'cross_entropy/{kind}', None)
+    line = {'step': step, **values, 'step_s': took, 'tokens_per_s': values['tokens'] / took, **spent, **found}
+    if not self.writes:
+      return
+    with self.file.open('a') as out:
+      out.write(json.dumps(line) + '\n')
+    scalars = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != 'step'}
+    if self._board is not None:
+      for name, value in scalars.items():
+        self._board.add_scalar(name, value, step)
+    if self._wandb is not None:
+      self._wandb.log(scalars, step=step)
+    if step % self.every == 0 or step == self.steps:
+      print(self._terminal(line), file=sys.stderr, flush=True)
+
+  def _terminal(self, line: dict[str, Any]) -> str:
+    left = (self.steps - line['step']) * line['step_s']
+    parts = [
+      f'step {line["step"]}/{self.steps}', f'loss {line["loss"]:.4f}', f'grad {line["grad_norm"]:.2g}',
+      f'{line["tokens_per_s"]:,.0f} tokens/s', f'{line["step_s"]:.2f} s',
+      f'padding {line["padding"]:.0%}' if 'padding' in line else '',
+      f'busiest expert {line["busiest"]:.1f}x' if 'busiest' in line else '',
+      f'lost {line["lost"]:.0f}' if line.get('lost') else '', f'input {line["input_s"] / line["step_s"]:.0%}',
+      f'checkpoint {line["checkpoint_s"]:.1f} s' if line['checkpoint_s'] > 0.05 else '',
+      f'skipped {line["skipped"]:.0f}' if line['skipped'] else '', f'bad records {line["bad"]}' if line.get('bad') else '',
+      f'{left / 60:.0f} min left' if left > 60 else '',
+    ]  # fmt: skip
+    return '  '.join(part for part in parts if part)
+
+  def evaluation(self, step: int, values: dict[str, float]) -> None:
+    """Losses on held-out data after a step."""
+    self.flush()
+    if self.writes:
+      with self.file.open('a') as out:
+        out.write(json.dumps({'step': step, 'evaluation': values}) + '\n')
+      for name, value in values.items():
+        if self._board is not None:
+          self._board.add_scalar(f'evaluation/{name}', value, step)
+      if self._wandb is not None:
+        self._wandb.log({f'evaluation/{name}': value for name, value in values.items()}, step=step)
+      print(f'step {step}  evaluation: ' + '  '.join(f'{n} {v:.4f}' for n, v in values.items()), file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    self.flush()
+    if self._board is not None:
+      self._board.close()
+    if self._wandb is not None:
+      self._wandb.finish()
+
+
+def _step_of(line: str) -> int | None:
+  """None for the half line of a killed process."""
+  try:
+    return json.loads(line)['step']
+  except (ValueError, KeyError, TypeError):
+    return None
+
+
+def _plain(value: np.ndarray) -> float | int | None:
+  """JSON has no infinities."""
+  number = value.item()
+  return number if math.isfinite(number) else None if isinstance(number, float) else number
+
+
+def _of_input(stats: Sequence[dict[str, Any]], records: bool) -> dict[str, Any]:
+  """Sums over microbatches of this process; shares of room left empty."""
+  total = lambda name: sum(s.get(name, 0) for s in stats)
+  found: dict[str, Any] = {'records': total('records'), 'bad': max((s.get('bad', 0) for s in stats), default=0)}
+  for name, said in (('tokens', 'padding'), ('audio_s', 'padding_audio'), ('patches', 'padding_visual')):
+    if room := total(f'{name}_room'):
+      found[said] = 1 - total(name) / room
+  if records:
+    found['ids'] = [list(i) for s in stats for i in s.get('ids', ())]
+  return found

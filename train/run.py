@@ -1,0 +1,273 @@
+"""A training run, from the configuration to the exported model, in the order in which it happens."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+
+from qwen3_omni_jax import distributed
+from qwen3_omni_jax.config import OmniConfig, load_config
+from qwen3_omni_jax.media.processor import Processor
+from qwen3_omni_jax.sharding import make_mesh, mesh_shape
+from qwen3_omni_jax.weights.load import load_params
+from qwen3_omni_jax.weights.remote import local_folder
+
+from .adapter import write_adapter
+from .batch import KINDS
+from .checkpoint import Checkpoints, merged_over_processes
+from .config import to_data
+from .data import make_loader, merge_states
+from .feed import Feed, share_of_process
+from .metrics import Metrics
+from .run_config import Run
+from .state import PARTS, Roles, TrainState, abstract_state, flat, init_state, load_shardings, roles
+from .step import compiled_step, eval_sums
+
+log = logging.getLogger(__name__)
+TRACED = 3  # steps
+
+
+def train(run: Run) -> TrainState:
+  """Trains until run.steps, or until SIGTERM; saves; exports if asked to. Returns the last state.
+
+  Raises ValueError for a configuration, model or data that cannot be trained with; SystemExit(0) after SIGTERM.
+  """
+  run.check()
+  distributed.initialize()
+  mesh = make_mesh(mesh_shape(run.mesh, jax.device_count(), run.slices), slices=run.slices)
+  model, out = local_folder(run.model), pathlib.Path(run.out)
+  cfg = load_config(model)
+  who = roles(cfg, run)
+  _say(_summary(cfg, who, mesh))
+
+  out.mkdir(parents=True, exist_ok=True)
+  checkpoints = Checkpoints(out / 'checkpoints', keep=run.save.keep, keep_every=run.save.keep_every)
+  checkpoints.describe(model)
+  state, data_state = begin_or_resume(run, cfg, who, mesh, model, checkpoints)
+  _write_config(out, run)
+  done = int(state.step)
+
+  processor = Processor.from_folder(model)
+  share, shares = share_of_process(run.data.rows, mesh)
+  loader = make_loader(run.data, processor, share, shares, data_state)
+  feed = Feed(loader, run.step.accumulate, mesh, shares)
+  step = compiled_step(cfg, run, mesh)
+  evaluate = _evaluation(run, cfg, processor, mesh, share, shares)
+  metrics = Metrics(
+    out, run.steps, every=run.log.every, tensorboard=run.log.tensorboard, wandb=run.log.wandb, records=run.log.records
+  )
+  metrics.resume(done)
+
+  def save() -> None:
+    begun = time.perf_counter()
+    checkpoints.save(state, who, merged_over_processes(loader.get_state(), merge_states), to_data(run))
+    metrics.waited('checkpoint_s', time.perf_counter() - begun)
+
+  saved = done if data_state is not None else -1
+  with _signals() as asked, _profiler(out) as profile:
+    while done < run.steps:
+      begun = time.perf_counter()
+      batch, stats = next(feed)
+      metrics.waited('input_s', time.perf_counter() - begun)
+      profile(done, asked.trace or run.log.profile == done)
+      state, values = step(state, batch)
+      done += 1
+      metrics.step(done, values, stats)
+      stop = _agreed_to_stop(asked, done)
+      if done % run.save.every == 0 or done == run.steps or stop:
+        save()
+        saved = done
+      if evaluate is not None and run.evaluate is not None and (done % run.evaluate.every == 0 or done == run.steps):
+        begun = time.perf_counter()
+        metrics.evaluation(done, evaluate(state))
+        metrics.waited('evaluation_s', time.perf_counter() - begun)
+      if stop:
+        break
+  metrics.close()
+  loader.close()
+  if saved != done:
+    save()
+  checkpoints.close()
+  if done < run.steps:
+    _say(f'stopped by SIGTERM after step {done}, {time.perf_counter() - asked.at:.1f} s ago; saved: the same command goes on')
+    raise SystemExit(0)
+  leave(run, cfg, who, state, out, model)
+  return state
+
+
+def begin_or_resume(
+  run: Run, cfg: OmniConfig, who: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints
+) -> tuple[TrainState, dict[str, Any] | None]:
+  """(state, where the data stand): the newest checkpoint's, else the model's or random weights at the beginning of the data."""
+  if not checkpoints.steps():
+    params = None if run.init == 'random' else load_params(model, cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
+    return init_state(params, cfg, run, mesh, run.seed), None
+  state = _frozen_only(run, cfg, who, mesh, model, checkpoints)
+  restored = checkpoints.restore(state, who)
+  assert restored is not None
+  state, data, config = restored
+  free = ('out', 'export', 'log', 'save')
+  changed = [name for name, value in to_data(run).items() if config.get(name) != value and name not in free]
+  _say(f'going on after step {int(state.step)}' + (f'; changed since: {", ".join(changed)}' if changed else ''))
+  return state, data
+
+
+def _frozen_only(run: Run, cfg: OmniConfig, who: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints) -> TrainState:
+  """Parameters of frozen parts; in place of all that is restored, shapes, dtypes and shardings."""
+  held = who.trained_parts
+  parts = tuple(part for part in PARTS if part not in held)
+  if run.init == 'random' and parts:
+    frozen = init_state(None, cfg, run, mesh, run.seed).frozen
+  else:
+    shardings = {part: tree for part, tree in load_shardings(cfg, mesh).items() if part in parts}
+    frozen = flat(load_params(model, cfg, parts=parts, shardings=shardings)) if parts else {}
+  dtypes = checkpoints.frozen_dtypes()
+  like = abstract_state(cfg, run, mesh)
+  of_frozen = {
+    path: frozen.get(path, jax.ShapeDtypeStruct(x.shape, dtypes.get(path, x.dtype), sharding=x.sharding))
+    for path, x in like.frozen.items()
+  }
+  return like.replace(frozen=of_frozen)
+
+
+def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, share: int, shares: int):
+  """state -> losses on held-out data; None if none are given."""
+  if run.evaluate is None:
+    return None
+  evaluation, sums_of = run.evaluate, jax.jit(eval_sums(cfg, run))
+
+  def evaluate(state: TrainState) -> dict[str, float]:
+    loader = make_loader(evaluation.data, processor, share, shares)
+    total: dict[str, Any] = {}
+    try:
+      for batch, _ in zip(Feed(loader, 1, mesh, shares), range(evaluation.batches), strict=False):
+        with jax.set_mesh(mesh):
+          sums = jax.device_get(sums_of(state, batch))
+        total = {name: total.get(name, 0) + np.asarray(value, np.float64) for name, value in sums.items()}
+    finally:
+      loader.close()
+    found = {'loss': float(total['cross_entropy'] / max(total['weight'], 1e-9))}
+    for kind, loss, weight in zip(KINDS, total['loss_by_kind'], total['weight_by_kind'], strict=True):
+      if weight:
+        found[kind] = float(loss / weight)
+    return found
+
+  return evaluate
+
+
+def leave(run: Run, cfg: OmniConfig, who: Roles, state: TrainState, out: pathlib.Path, model: pathlib.Path) -> None:
+  """What is left when a run is complete: LoRA as an adapter, and the whole model in the published layout if asked for."""
+  adapter = None
+  if who.lora:
+    gathered = _on_host({path: p for path, p in (state.ema or state.trained).items() if path.startswith('lora/')})
+    adapter = out / 'adapter'
+    if jax.process_index() == 0:
+      write_adapter(adapter, cfg, who.lora, gathered)
+      _say(f'{adapter}: the LoRA adapter')
+  if run.export is None or jax.process_index() != 0:
+    return
+  from qwen3_omni_jax.weights.to_hf import convert_to_hf
+
+  trained = out / 'checkpoints' / str(int(state.step))
+  source, base = (trained, model) if who.trained_parts else (model, None)
+  convert_to_hf(source, run.export, adapter=adapter, base=base)
+  _say(f'{run.export}: the model in the published layout')
+
+
+def _on_host(tree):
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)
+
+
+@dataclasses.dataclass
+class _Asked:
+  """What signals asked for. at: when SIGTERM came."""
+
+  stop: bool = False
+  trace: bool = False
+  at: float = 0.0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Asked]:
+  """SIGTERM: save and end after this step. SIGUSR1: trace the next steps."""
+  asked = _Asked()
+
+  def stop(*_):
+    asked.stop, asked.at = True, time.perf_counter()
+
+  def trace(*_):
+    asked.trace = True
+
+  if threading.current_thread() is not threading.main_thread():
+    yield asked
+    return
+  before = {number: signal.signal(number, does) for number, does in ((signal.SIGTERM, stop), (signal.SIGUSR1, trace))}
+  try:
+    yield asked
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _agreed_to_stop(asked: _Asked, step: int) -> bool:
+  """Whether all processes end after this step: as soon as one of them was told to."""
+  if jax.process_count() == 1:
+    return asked.stop
+  from jax.experimental import multihost_utils
+
+  asked.stop = bool(np.max(multihost_utils.process_allgather(jnp.int32(asked.stop))))
+  return asked.stop
+
+
+@contextlib.contextmanager
+def _profiler(out: pathlib.Path):
+  """profile(step, wanted), called before each step: traces TRACED steps from a wanted one on."""
+  until: list[int] = []
+
+  def profile(step: int, wanted: bool) -> None:
+    if until and step >= until[0]:
+      jax.profiler.stop_trace()
+      until.clear()
+      _say(f'{out / "profile"}: trace of {TRACED} steps')
+    if wanted and not until:
+      jax.profiler.start_trace(str(out / 'profile'))
+      until.append(step + TRACED)
+
+  try:
+    yield profile
+  finally:
+    if until:
+      jax.profiler.stop_trace()
+
+
+def _summary(cfg: OmniConfig, who: Roles, mesh) -> str:
+  size = lambda paths: sum(int(np.prod(who.specs[path].shape)) for path in paths)
+  shape = ' '.join(f'{axis}={n}' for axis, n in mesh.shape.items() if n > 1) or 'one device'
+  return f'{size(who.trained):,} parameters trained, {size(who.frozen):,} frozen; {shape}'
+
+
+def _write_config(out: pathlib.Path, run: Run) -> None:
+  if jax.process_index() == 0:
+    plain = json.loads(json.dumps(to_data(run)))
+    (out / 'config.yaml').write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def _say(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,69 @@
+"""The whole configuration of a run, as a file in configs/train says it (see train/config.py for how it is read)."""
+
+import dataclasses
+
+from .config import Recipe
+from .data import DataConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+  """every: steps between checkpoints; one more is written at the end. keep: newest ones kept; keep_every: besides, those of steps
+  that it divides."""
+
+  every: int = 500
+  keep: int = 2
+  keep_every: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  """every: steps between lines on the terminal. wandb: the project to log to. records: write the ids of the records of every
+  step. profile: the first of three steps to trace with jax's profiler (SIGUSR1 traces the next three at any time)."""
+
+  every: int = 10
+  tensorboard: bool = True
+  wandb: str | None = None
+  records: bool = False
+  profile: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Loss on held-out data every so many steps, over the first `batches` batches of them."""
+
+  data: DataConfig
+  every: int = 500
+  batches: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Recipe):
+  """model: a folder (converted or as published) or a hub id. init: 'model' starts from its weights, 'random' from random ones of
+  its shape. out: the run's folder; a run in it goes on. mesh: a strategy of sharding.py or sizes of mesh axes; slices: of TPUs.
+  export: a folder to write the result to in the published layout, LoRA merged, with the model's other parts."""
+
+  model: str = ''
+  out: str = ''
+  init: str = 'model'
+  mesh: str = 'fsdp'
+  slices: int = 1
+  seed: int = 0
+  data: DataConfig = DataConfig()
+  evaluate: Evaluation | None = None
+  save: Saving = Saving()
+  log: Logging = Logging()
+  export: str | None = None
+
+  def check(self) -> None:
+    """Raises ValueError for what no run can do."""
+    problems = [f'{name}: missing' for name in ('model', 'out') if not getattr(self, name)]
+    if self.init not in ('model', 'random'):
+      problems.append(f'init {self.init!r}: expected model or random')
+    problems += [f'{name} {value}: expected at least 1' for name, value in
+                 (('steps', self.steps), ('save.every', self.save.every), ('save.keep', self.save.keep),
+                  ('log.every', self.log.every), ('step.accumulate', self.step.accumulate)) if value < 1]  # fmt: skip
+    if self.data.epochs is not None:
+      problems.append('data.epochs: a run has a number of steps; leave it out')
+    if problems:
+      raise ValueError('configuration: ' + '; '.join(problems))
