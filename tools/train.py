@@ -5,7 +5,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--config', metavar='YAML', help='a file, or the name of one that comes with the package, such as sft')
-  parser.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='values that take the place of the file\'s, as in steps=100')
+  parser.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='in place of the values in the file, as in steps=100')
   parser.add_argument('--show', action='store_true', help='print the whole configuration and do nothing')
 
 

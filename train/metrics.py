@@ -45,7 +45,7 @@ class Metrics:
     """Forgets what was written of steps after that one: they are done again."""
     if not self.writes or not self.file.exists():
       return
-    kept = [line for line in self.file.read_text().splitlines() if _step_of(line) is not None and _step_of(line) <= step]
+    kept = [line for line in self.file.read_text().splitlines() if 0 <= _step_of(line) <= step]
     part = self.file.with_suffix('.part')
     part.write_text(''.join(f'{line}\n' for line in kept))
     part.replace(self.file)
@@ -121,15 +121,15 @@ class Metrics:
       self._wandb.finish()
 
 
-def _step_of(line: str) -> int | None:
-  """None for the half line of a killed process."""
+def _step_of(line: str) -> int:
+  """-1 for the half line of a killed process."""
   try:
     return json.loads(line)['step']
   except (ValueError, KeyError, TypeError):
-    return None
+    return -1
 
 
-def _plain(value: np.ndarray) -> float | int | None:
+def _plain(value: np.ndarray) -> Any:
   """JSON has no infinities."""
   number = value.item()
   return number if math.isfinite(number) else None if isinstance(number, float) else number

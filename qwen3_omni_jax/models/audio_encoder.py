@@ -17,6 +17,7 @@ from ..nn.layers import gelu, layer_norm, layer_norm_spec, linear, linear_spec
 from ..nn.params import Param, Spec, declare, stack
 from ..nn.remat import rematerialised
 from ..shapes import Array, Float, Int, Params
+from ..sharding import shard_rows
 
 NORM_EPS = 1e-5  # of every layer norm; fixed in the reference
 SHRINK = 8  # mel frames per token and mel bins per convolved bin: three convolutions of stride 2
@@ -111,7 +112,7 @@ def encode_audio(
     out = attention(q, k, v, q_segment=segment, k_segment=segment)
     x = x + jnp.einsum('RSNH,NHD->RSD', out, a['o']['kernel'].astype(x.dtype)) + a['o']['bias'].astype(x.dtype)
     y = linear(gelu(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down'])
-    return x + y, None
+    return shard_rows(x + y), None
 
   x, _ = jax.lax.scan(rematerialised(layer, remat), x, params['layers'])
   return linear(gelu(linear(layer_norm(x, params['norm'], NORM_EPS), params['proj1'])), params['proj2'])

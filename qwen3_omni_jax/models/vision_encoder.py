@@ -16,6 +16,7 @@ from ..nn.layers import gelu, gelu_tanh, layer_norm, layer_norm_spec, linear, li
 from ..nn.params import Param, Spec, declare, stack
 from ..nn.remat import rematerialised
 from ..shapes import Array, Float, Int, Params
+from ..sharding import shard_rows
 
 NORM_EPS = 1e-6  # of every layer norm; fixed in the reference
 
@@ -104,7 +105,7 @@ def encode_vision(
     q, k = (rope.rotate(y.astype(jnp.float32), angle).astype(x.dtype) for y in (q, k))
     out = attention(q, k, v, q_segment=segment, k_segment=segment)
     x = x + jnp.einsum('RPNH,NHD->RPD', out, a['o']['kernel'].astype(x.dtype)) + a['o']['bias'].astype(x.dtype)
-    x = x + linear(gelu_tanh(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down'])
+    x = shard_rows(x + linear(gelu_tanh(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down']))
     return (x, jax.lax.dynamic_update_index_in_dim(taps, x, slot, 0)), None
 
   step = rematerialised(layer, remat)
