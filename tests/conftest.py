@@ -5,6 +5,9 @@ import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8').strip()
+# Threads of jax's CPU client. One for each device would be too few: a device may wait in two collectives at once, and where all
+# threads wait, nobody comes.
+os.environ.setdefault('NPROC', '32')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
