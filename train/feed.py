@@ -1,6 +1,6 @@
 """Batches onto the mesh: each process gives the rows that its devices hold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -54,14 +54,18 @@ def put(batches: Sequence[TrainBatch], mesh, shares: int) -> TrainBatch:
 
 
 class Feed:
-  """Steps' batches from a loader of microbatches, with what the loader told of them. state: to be saved after the step."""
+  """Steps' batches from a loader of microbatches, with what the loader told of them and, if count is given, `flops` of the whole
+  step over all shares (taken to be like this one)."""
 
-  def __init__(self, loader, accumulate: int, mesh, shares: int):
-    self.loader, self.accumulate, self.mesh, self.shares = loader, accumulate, mesh, shares
+  def __init__(self, loader, accumulate: int, mesh, shares: int, count: Callable[[Sequence[TrainBatch]], float] | None = None):
+    self.loader, self.accumulate, self.mesh, self.shares, self.count = loader, accumulate, mesh, shares, count
 
   def __iter__(self) -> Iterator[tuple[TrainBatch, list[dict[str, Any]]]]:
     return self
 
   def __next__(self) -> tuple[TrainBatch, list[dict[str, Any]]]:
     found = [next(self.loader) for _ in range(self.accumulate)]
-    return put([batch for batch, _ in found], self.mesh, self.shares), [stats for _, stats in found]
+    batches, stats = [batch for batch, _ in found], [stats for _, stats in found]
+    if self.count is not None:
+      stats[0]['flops'] = self.count(batches) * self.shares
+    return put(batches, self.mesh, self.shares), stats

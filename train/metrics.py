@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from .batch import KINDS
+from .utilisation import peak
 
 FILE = 'metrics.jsonl'
 
@@ -30,6 +31,7 @@ class Metrics:
     self._last = time.perf_counter()
     self._seconds = {'input_s': 0.0, 'checkpoint_s': 0.0, 'evaluation_s': 0.0}
     self._board = self._wandb = None
+    self._peak = peak()
     if self.writes and tensorboard:
       from tensorboardX import SummaryWriter
 
@@ -73,6 +75,8 @@ class Metrics:
         values.pop(f'weight/{kind}', None)
         values.pop(f'cross_entropy/{kind}', None)
     line = {'step': step, **values, 'step_s': took, 'tokens_per_s': values['tokens'] / took, **spent, **found}
+    if self._peak is not None:
+      line['mfu'] = found['flops'] / took / self._peak
     if not self.writes:
       return
     with self.file.open('a') as out:
@@ -90,7 +94,7 @@ class Metrics:
     left = (self.steps - line['step']) * line['step_s']
     parts = [
       f'step {line["step"]}/{self.steps}', f'loss {line["loss"]:.4f}', f'grad {line["grad_norm"]:.2g}',
-      f'{line["tokens_per_s"]:,.0f} tokens/s', f'{line["step_s"]:.2f} s',
+      f'{line["tokens_per_s"]:,.0f} tokens/s', f'{line["step_s"]:.2f} s', f'MFU {line["mfu"]:.1%}' if 'mfu' in line else '',
       f'padding {line["padding"]:.0%}' if 'padding' in line else '',
       f'busiest expert {line["busiest"]:.1f}x' if 'busiest' in line else '',
       f'lost {line["lost"]:.0f}' if line.get('lost') else '', f'input {line["input_s"] / line["step_s"]:.0%}',
@@ -138,7 +142,8 @@ def _plain(value: np.ndarray) -> Any:
 def _of_input(stats: Sequence[dict[str, Any]], records: bool) -> dict[str, Any]:
   """Sums over microbatches of this process; shares of room left empty."""
   total = lambda name: sum(s.get(name, 0) for s in stats)
-  found: dict[str, Any] = {'records': total('records'), 'bad': max((s.get('bad', 0) for s in stats), default=0)}
+  found: dict[str, Any] = {name: total(name) for name in ('records', 'flops')}
+  found['bad'] = max((s.get('bad', 0) for s in stats), default=0)  # so far
   for name, said in (('tokens', 'padding'), ('audio_s', 'padding_audio'), ('patches', 'padding_visual')):
     if room := total(f'{name}_room'):
       found[said] = 1 - total(name) / room

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -34,6 +35,7 @@ from .metrics import Metrics
 from .run_config import Run
 from .state import PARTS, Roles, TrainState, abstract_state, flat, init_state, load_shardings, roles
 from .step import compiled_step, eval_sums
+from .utilisation import step_flops
 
 log = logging.getLogger(__name__)
 TRACED = 3  # steps
@@ -62,7 +64,7 @@ def train(run: Run) -> TrainState:
   processor = Processor.from_folder(model)
   share, shares = share_of_process(run.data.rows, mesh)
   loader = make_loader(run.data, processor, share, shares, data_state)
-  feed = Feed(loader, run.step.accumulate, mesh, shares)
+  feed = Feed(loader, run.step.accumulate, mesh, shares, functools.partial(step_flops, cfg, who))
   step = compiled_step(cfg, run, mesh)
   evaluate = _evaluation(run, cfg, processor, mesh, share, shares)
   metrics = Metrics(
