@@ -13,7 +13,6 @@ import argparse
 import ast
 import collections
 import contextlib
-import copy
 import io
 import json
 import pathlib
@@ -22,156 +21,14 @@ import re
 import string
 import sys
 import types
-import unicodedata
 
-COMMITS = {
-  'MatthewCYM+VoiceBench': '533815410e3f4d602bd15a1de7105aea4acd828c',
-  'Sakshi113+MMAU': '110127f54c0dfba3faa5ec9feee4a7e4148679c5',
-  'QwenLM+Qwen2-Audio': '595360e82b5839c1507492ec83cae5bda6d5c7d4',
-  'dingdongwang+MMSU_Bench': 'f0ef334bb10167821dbfdbe56b6b09bad2c1a67e',
-  'MMMU-Benchmark+MMMU': 'bb0b95a945998d91dfef37e969e07d49d1139438',
-  'lupantech+MathVista': '53d525874bdde205128e6b160b7357a88277d479',
-  'open-compass+VLMEvalKit': 'e8e78f05f3080fe28154f2130321f17951c3be94',
-  'QwenLM+Qwen3-VL': '96588727e44c78b25ba03ea03b8e12f7e64fd0da',
-  'MMStar-Benchmark+MMStar': '88f243ab4a39cb339530085c33aecb22819881a1',
-  'JUNJIE99+MLVU': 'fd060c10a43ea48a35100a22688a927b8e531199',
-  'THUDM+LVBench': 'f998d95541cd5f0953c52449b185c6467b9b099d',
-  'Lliar-liar+Daily-Omni': 'fccb83806fb5c7a4b791beafb8771b22bd55c557',
-  'BytedanceSpeech+seed-tts-eval': '752f4297f090c46bb1a55a1f7439e5944ddefe8d',
-  'openai+whisper': 'c0d2f624c09dc18e709e37c2ad90c039a4eb72a2',
-}
-
-
-def taken(root: pathlib.Path, repo: str, path: str, *names: str, **env):
-  """The named top-level definitions of an official file, executed without its imports. env: what they need by name."""
-  tree = ast.parse((root / repo / path).read_text(encoding='utf-8'))
-  constants = [n for n in tree.body if isinstance(n, ast.Assign) and 'import' not in ast.unparse(n)]
-  wanted = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and (not names or n.name in names)]
-  scope = {
-    're': re,
-    'random': random,
-    'string': string,
-    'copy': copy,
-    'cp': copy,
-    'json': json,
-    'collections': collections,
-    'unicodedata': unicodedata,
-    '__name__': 'official',
-    **env,
-  }
-  for node in constants:
-    with contextlib.suppress(Exception):  # constants that need what was not imported
-      exec(compile(ast.Module([node], []), path, 'exec'), scope)
-  for node in wanted:
-    exec(compile(ast.Module([node], []), path, 'exec'), scope)
-  return types.SimpleNamespace(**scope)
-
-
-CHOICES = ('a red disc', 'the blue square', 'two dogs barking', 'man', 'woman', '12', '3.5', 'yes', 'A major', 'rain on a roof')
-
-
-def generated_replies(number: int, seed: int, phrases: list[str]) -> list[tuple[str, list[str]]]:
-  """(reply, choices) pairs of the forms that models give: bare letters, sentences, markdown, reasoning, noise, nothing."""
-  rng = random.Random(seed)
-  forms = (
-    '{L}',
-    '{l}',
-    '({L})',
-    '{L}.',
-    '{L})',
-    '{L}. {c}',
-    '({L}) {c}',
-    '{c}',
-    '{C}',
-    'The answer is {L}.',
-    'The answer is ({L}) {c}.',
-    'The best answer is: {L}',
-    'Answer: {L}',
-    'Option {L}',
-    'option {l}',
-    '**{L}**',
-    'the correct answer is **{L}. {c}**',
-    'I think it is {c}, so the answer must be {L}',
-    'Both {L} and {M} are possible, but {M} is better.',
-    '{L} or {M}',
-    '{L},{M}',
-    'A person says {c}.',
-    'A',
-    'Sorry, I cannot tell.',
-    '',
-    ' ',
-    '\n{L}\n',
-    'None',
-    'Z',
-    '{L}{M}',
-    'Based on the audio, {c} is heard; ({M})',
-    "I can't process this file.",
-    'Cannot determine the answer',
-    'Best option:{L}',
-    'The best option is {L}',
-    'It is {c} and not {d}.',
-    'First, {c}. Then, {d}. Therefore {L}',
-    '答案是{L}',
-    '选{L}',
-    'E',
-    'X) {L}',
-    '){L}',
-    '(',
-    'Yes',
-    'no',
-    'Yes, {c}',
-    'No. {c}',
-    'yes and no',
-    'My answer: <{L}>',
-    '{L}: {c}',
-    'would be {l}.',
-    '\\boxed{{{L}}}',
-    '  {l} ',
-    'The answer is "{c}".',
-    '{n}',
-    '{n}.0',
-    '-{n}',
-    '{n},000',
-    'x = {n}',
-    'The result is {n}.',
-    'so the total is {n} cm\nfinal answer {m}',
-    '{n}e3',
-    'thus {c}',
-    'So the answer is ',
-  )
-  out = []
-  for _ in range(number):
-    choices = rng.sample(CHOICES, 4)
-    i, j = rng.sample(range(4), 2)
-    values = {
-      'L': 'ABCD'[i],
-      'l': 'abcd'[i],
-      'M': 'ABCD'[j],
-      'c': choices[i],
-      'C': choices[i].title(),
-      'd': choices[j],
-      'n': str(rng.choice((rng.randrange(100), round(rng.uniform(0, 100), 3)))),
-      'm': str(rng.randrange(2000)),
-    }
-    reply = rng.choice(forms).format(**values)
-    if phrases and rng.random() < 0.5:
-      phrase = rng.choice(phrases).replace('[CHOICE]', rng.choice('abcdABCD')).replace('(.+?)', rng.choice(CHOICES))
-      reply = ' '.join(rng.sample([phrase, reply], 2)) if rng.random() < 0.5 else phrase
-    out.append((reply, choices))
-  return out
+from scorer_official import COMMITS, Sentinel, mmstar_official, mmsu_official, taken
+from scorer_replies import ARGUMENTS, PIECES, WORDS, chinese_piece, english_text, generated_replies
 
 
 def same(ours, official) -> bool:
   """Equal, where the official code says nothing, '' or False for None."""
   return (ours if ours is not None else '') == (official if official not in (None, False) else '')
-
-
-class Sentinel(random.Random):
-  """Stands in for `random`: what the official code draws is known to be a guess."""
-
-  @staticmethod
-  def choice(options):
-    return None
 
 
 def multiple_choice_rows(root: pathlib.Path, number: int):
@@ -215,65 +72,6 @@ def multiple_choice_rows(root: pathlib.Path, number: int):
       if not same(ours, theirs):
         print(f'  {name}: {reply!r}: ours {ours!r}, official {theirs!r}', file=sys.stderr)
     yield f'choice: {name}', mc.DIALECTS[name].official, agree, number, f'{read} read as a letter'
-
-
-def mmsu_official(root: pathlib.Path):
-  """The official file counts over records; one record at a time tells which letter it read."""
-  f = taken(root, 'dingdongwang+MMSU_Bench', 'mmsu_evaluation.py', defaultdict=collections.defaultdict)
-
-  def read(reply, options):
-    for letter in options:
-      record = {'response': reply, 'answer_gt': letter, **{f'choice_{k.lower()}': k for k in options}}
-      try:
-        accuracy = f.calculate_accuracy_per_task_and_category([record])[2]
-      except UnboundLocalError:  # an empty reply in the first row has no stale value to leak
-        return None
-      if accuracy:
-        return letter
-    return None
-
-  return read
-
-
-def mmstar_official(root: pathlib.Path):
-  path = 'eval/vlmeval/evaluate/mmstar.py'
-  rows: list = []
-  held: dict = {}
-  row = {'bench': 'x', 'category': 'math', 'l2_category': 'geometry'}
-
-  class Frame:
-    iloc = rows
-
-    def __len__(self):
-      return len(rows)
-
-  f = taken(
-    root,
-    'MMStar-Benchmark+MMStar',
-    path,
-    deepcopy=copy.deepcopy,
-    tqdm=lambda x: x,
-    load=lambda p: Frame(),
-    get_logger=lambda n: types.SimpleNamespace(info=lambda *a: None),
-    dump=lambda score, p: held.update(score),
-  )
-  source = (root / 'MMStar-Benchmark+MMStar' / path).read_text()
-  # Categories without a row divide by zero in the official code: the other 17 get one wrong row each.
-  names = re.findall(r"'([a-z&\-. ]+)': 0", source)
-  owner = {n: c for c, block in re.findall(r"'([a-z&\- ]+)': \{([^}]*)\}", source) for n in re.findall(r"'([^']+)': 0", block)}
-  others = [
-    {'prediction': '', 'answer': 'A', 'bench': 'x', 'category': owner[n], 'l2_category': n} for n in names if n != 'geometry'
-  ]
-
-  def read(reply, options):
-    for letter in options:
-      rows[:] = [{**row, 'prediction': reply, 'answer': letter}, *others]
-      f.MMStar_eval('x.xlsx')
-      if held['math(geometry)']:
-        return letter
-    return None
-
-  return read
 
 
 def answer_rows(root: pathlib.Path, number: int):
@@ -429,77 +227,15 @@ def ifeval_row(root: pathlib.Path, number: int):
     ),
     {'instructions': inst, **prefix},
   )
-  words = ('ocean', 'cat', 'Sun', 'answer', 'LOUD', 'WORDS', 'die', 'und', 'Straße', 'is')
-  relation = ('less than', 'at least')
-  make = {
-    'keywords:existence': lambda r: {'keywords': r.sample(words, 2)},
-    'keywords:frequency': lambda r: {'keyword': r.choice(words), 'frequency': r.randrange(1, 4), 'relation': r.choice(relation)},
-    'keywords:forbidden_words': lambda r: {'forbidden_words': r.sample(words, 2)},
-    'keywords:letter_frequency': lambda r: {
-      'letter': r.choice('aeS'),
-      'let_frequency': r.randrange(1, 9),
-      'let_relation': r.choice(relation),
-    },
-    'language:response_language': lambda r: {'language': r.choice(('en', 'de'))},
-    'length_constraints:number_sentences': lambda r: {'num_sentences': r.randrange(1, 5), 'relation': r.choice(relation)},
-    'length_constraints:number_paragraphs': lambda r: {'num_paragraphs': r.randrange(1, 4)},
-    'length_constraints:number_words': lambda r: {'num_words': r.randrange(3, 20), 'relation': r.choice(relation)},
-    'length_constraints:nth_paragraph_first_word': lambda r: {
-      'num_paragraphs': 2,
-      'nth_paragraph': r.randrange(1, 3),
-      'first_word': r.choice(words),
-    },
-    'detectable_content:number_placeholders': lambda r: {'num_placeholders': r.randrange(1, 4)},
-    'detectable_content:postscript': lambda r: {'postscript_marker': r.choice(('P.S.', 'P.P.S'))},
-    'detectable_format:number_bullet_lists': lambda r: {'num_bullets': r.randrange(1, 4)},
-    'detectable_format:number_highlighted_sections': lambda r: {'num_highlights': r.randrange(1, 4)},
-    'detectable_format:multiple_sections': lambda r: {
-      'section_spliter': r.choice(('Section', 'SECTION')),
-      'num_sections': r.randrange(1, 4),
-    },
-    'combination:repeat_prompt': lambda r: {'prompt_to_repeat': r.choice(words)},
-    'startend:end_checker': lambda r: {'end_phrase': r.choice(words)},
-    'change_case:capital_word_frequency': lambda r: {
-      'capital_frequency': r.randrange(1, 4),
-      'capital_relation': r.choice(relation),
-    },
-  }
-  pieces = (
-    'the cat is in the ocean',
-    'Sun. ',
-    'answer! ',
-    'LOUD WORDS',
-    '\n\n',
-    '\n',
-    '***',
-    '* ',
-    '- ',
-    '**bold**',
-    '*x*',
-    '[name]',
-    '<<T>>',
-    '"',
-    'P.S. bye',
-    'p. p. s. ',
-    'Section 1',
-    '******',
-    '{"a": 1}',
-    '```json',
-    '```',
-    ', ',
-    'die Straße und der Hund sind hier',
-    ' ',
-    'My answer is yes.',
-  )
   rng = random.Random(55)
   agree, total, followed = 0, 0, 0
   names = sorted(ifeval.CHECKS)
   assert set(names) == set(registry), set(names) ^ set(registry)
   for k in range(number):
     name = names[k % len(names)]
-    reply = ''.join(rng.choice(pieces) for _ in range(rng.randrange(0, 9)))
-    reply = rng.choice((reply, reply.upper(), reply.lower(), f'"{reply}"', rng.choice(words) + reply, reply + rng.choice(words)))
-    arguments = make.get(name, lambda r: {})(rng)
+    reply = ''.join(rng.choice(PIECES) for _ in range(rng.randrange(0, 9)))
+    reply = rng.choice((reply, reply.upper(), reply.lower(), f'"{reply}"', rng.choice(WORDS) + reply, reply + rng.choice(WORDS)))
+    arguments = ARGUMENTS.get(name, lambda r: {})(rng)
     checker = registry[name](name)
     checker.build_description(**arguments)
     theirs = bool(reply.strip() and checker.check_following(reply))
@@ -593,79 +329,6 @@ def text_rows(root: pathlib.Path, number: int):
   agree = sum(english(ast.literal_eval(a)) == ast.literal_eval(b) for a, b in cases)
   yield 'Whisper normaliser cases', 'openai/whisper tests/test_normalizer.py', agree, len(cases), 'whisper-normalizer'
   assert normalise.normalise('Mr. Quilter', 'en') == 'mister quilter'
-
-
-def chinese_piece(rng: random.Random) -> str:
-  n = rng.randrange(10 ** rng.randrange(1, 12))
-  return rng.choice(
-    (
-      f'{n}',
-      f'{n}.{rng.randrange(1000)}',
-      f'{rng.randrange(1, 13)}月{rng.randrange(1, 31)}日',
-      f'{rng.randrange(1900, 2100)}年{rng.randrange(1, 13)}月',
-      f'{n}元',
-      f'{n}万元',
-      f'{rng.randrange(100)}块{rng.randrange(10)}毛',
-      f'{n}%',
-      f'{rng.randrange(100)}.{rng.randrange(100)}％',
-      f'{n}个',
-      f'{rng.randrange(99)}/{rng.randrange(1, 99)}',
-      '13812345678',
-      '+86 13812345678',
-      '010-68123456',
-      '0755-8123456',
-      f'{n}多公里',
-      f'{n}千克',
-      'B2B',
-      '今天',
-      '，',
-      '。',
-      '“你好”',
-      'hello ',
-      ' ',
-      '的',
-      '們',
-      '00',
-      f'0{n}',
-      '2',
-      '22',
-      '200',
-      '2000',
-      '12',
-      '110',
-      '1010',
-      f'{rng.randrange(80, 100)}年',
-      '、',
-      '~',
-      '-',
-    )
-  )
-
-
-def english_text(rng: random.Random) -> str:
-  words = (
-    'Mr. Quilter',
-    'is',
-    'the',
-    "apostle's",
-    '$20.5',
-    'twenty-one',
-    "won't",
-    'colour',
-    '(noise)',
-    'um',
-    'and',
-    '3rd',
-    'cafés',
-    '!',
-    ',',
-    '"',
-    'it’s',
-    '1,000',
-    'half',
-    'double oh seven',
-  )
-  return ' '.join(rng.choice(words) for _ in range(rng.randrange(1, 9)))
 
 
 def vector_rows(root: pathlib.Path):
