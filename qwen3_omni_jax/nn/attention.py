@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec
 
 from ..shapes import Array, Bool, Float, Int
 from ..sharding import batch_axes, current_mesh, length_axis
+from .attention_kernels import cudnn_attention, splash_attention, splash_kernel, splash_specs
+from .kernels import attention_kernel
 
-# Above this many scores per head the blockwise form is used, so that no [T, S] matrix is ever built.
-DENSE_SCORES = 2048 * 2048
 BLOCK = 512
 QUERY_BLOCK = 128  # queries the dense form takes at once, so that their scores stay in cache (two to three times faster on CPU)
 
@@ -36,7 +36,7 @@ def attention(
 
   A query sees keys of its own non-zero segment; with `causal` only those with k_index <= q_index; with `window` only those
   with q_index - k_index < window. Indices default to 0, 1, 2, …  Scores and softmax are float32. A query that sees
-  nothing (padding) gives zeros. backend: 'dense' | 'blockwise' | None (by size).
+  nothing (padding) gives zeros. backend: of kernels.ATTENTION; None: the best for platform and shape.
   """
   B, T, S = *q.shape[:2], k.shape[1]
   aligned = causal and q_index is None and k_index is None  # query t sees no key beyond t
@@ -44,21 +44,27 @@ def attention(
     q_index = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
   if k_index is None:
     k_index = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
-  attend = functools.partial(_attend, causal=causal, window=window, backend=backend)
   mesh = current_mesh()
+  cuts = mesh.shape['context'] if mesh is not None and length_axis(T, mesh) else 1
+  backend = attention_kernel(q, k, plain_mask=window is None and (aligned or not causal), cuts=cuts, wanted=backend)
+  attend = functools.partial(_attend, causal=causal, window=window, backend=backend)
+  kernel_of = lambda heads: splash_kernel(heads, T, S, causal, cuts) if backend == 'splash' else None
   if mesh is None:
-    return attend(q, k, v, (q_segment, q_index), (k_segment, k_index), aligned)
-  return _on_mesh(attend, mesh, q, k, v, (q_segment, q_index), (k_segment, k_index), aligned)
+    return attend(q, k, v, (q_segment, q_index), (k_segment, k_index), kernel_of(q.shape[2]), aligned)
+  return _on_mesh(attend, kernel_of, mesh, q, k, v, (q_segment, q_index), (k_segment, k_index), aligned)
 
 
-def _attend(q, k, v, query, key, aligned: bool, *, causal: bool, window: int | None, backend: str | None):
-  """On one device. aligned: see _dense."""
+def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window: int | None, backend: str):
+  """On one device. kernel: splash's own. aligned: see _dense."""
   B, T, N, H = q.shape
-  S, K = k.shape[1], k.shape[2]
+  K = k.shape[2]
   sees = functools.partial(_sees, causal=causal, window=window)
-  q = (q * jnp.asarray(H**-0.5, q.dtype)).reshape(B, T, K, N // K, H)
-  if backend is None:
-    backend = 'dense' if T * S <= DENSE_SCORES else 'blockwise'
+  q = q * jnp.asarray(H**-0.5, q.dtype)
+  if backend == 'splash':
+    return splash_attention(kernel, q, k, v, query[0], key[0])
+  if backend == 'cudnn':
+    return cudnn_attention(q, k, v, sees(query, key))
+  q = q.reshape(B, T, K, N // K, H)
   if backend == 'dense':
     out = _dense(q, k, v, query, key, sees, aligned)
   else:
@@ -66,7 +72,7 @@ def _attend(q, k, v, query, key, aligned: bool, *, causal: bool, window: int | N
   return out.reshape(B, T, N, H)
 
 
-def _on_mesh(attend, mesh, q, k, v, query, key, aligned: bool):
+def _on_mesh(attend, kernel_of, mesh, q, k, v, query, key, aligned: bool):
   """Rows, heads and queries shared out; keys and values of a sequence cut by length are gathered (grouped heads make them
   small), and every query block skips what it does not see."""
   (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
@@ -78,20 +84,23 @@ def _on_mesh(attend, mesh, q, k, v, query, key, aligned: bool):
   if heads and not kv_heads and (N // K) % share:
     heads = None  # a device's query heads would need parts of several groups
 
-  def local(q, k, v, query, key):
+  kernel = kernel_of(share if heads else N)
+
+  def local(q, k, v, query, key, kernel):
     if keys_cut:
       gather = lambda a: jax.lax.all_gather(a, 'context', axis=1, tiled=True)
       k, v, key = gather(k), gather(v), jax.tree.map(gather, key)
     if heads and not kv_heads:  # the one group that this device's query heads belong to
       group = jax.lax.axis_index(heads) * share // (N // K)
       k, v = (jax.lax.dynamic_slice_in_dim(a, group, 1, axis=2) for a in (k, v))
-    return attend(q, k, v, query, key, aligned and length is None)
+    return attend(q, k, v, query, key, kernel, aligned and length is None)
 
   P = PartitionSpec
   q_spec, kv_spec = P(rows, length, heads), P(rows, length if keys_cut else None, kv_heads)
   on_query, on_key = (P(rows, length),) * 2, (P(rows, length if keys_cut else None),) * 2
-  run = jax.shard_map(local, in_specs=(q_spec, kv_spec, kv_spec, on_query, on_key), out_specs=q_spec, check_vma=False)
-  return run(q, k, v, query, key)
+  on_kernel = None if kernel is None else splash_specs(kernel, mesh, length, attend.keywords['causal'])
+  run = jax.shard_map(local, in_specs=(q_spec, kv_spec, kv_spec, on_query, on_key, on_kernel), out_specs=q_spec, check_vma=False)
+  return run(q, k, v, query, key, kernel)
 
 
 def _sees(query, key, *, causal: bool, window: int | None) -> Bool[Array, 'B T S']:

@@ -1,10 +1,11 @@
 """The experts of a layer, and several forms of one computation: SwiGLU of many rows, each by its own expert.
 
-`experts_form` is the one place that chooses. Rows come sorted by expert; what has no expert here (number `experts.number`)
+nn/kernels.py chooses. Rows come sorted by expert; what has no expert here (number `experts.number`)
 comes last, and its result means nothing.
 """
 
 import dataclasses
+import functools
 import math
 
 import flax.struct
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..shapes import Array, Float, Int, Params
 from ..sharding import platform
+from .kernels import experts_kernel, require_tokamax
 from .layers import swiglu
 from .lora import weight_map
 from .permute import move_rows, take_rows
@@ -59,18 +61,8 @@ class Experts:
 
 
 def experts_form(tokens: int, active: int, number: int) -> str:
-  """The form to use: the one place that decides.
-
-  Few tokens touch few experts: read only those. Many tokens: sort by expert, then a grouped matmul from the platform's
-  library on TPU and GPU, blocks of one expert each on CPU (XLA's CPU grouped matmul is 10 to 20 times slower).
-  """
-  if tokens * active <= max(2 * active, number // 2):
-    return 'gathered'
-  return _grouped_form()
-
-
-def _grouped_form() -> str:
-  return 'blocked' if platform() == 'cpu' else 'ragged'
+  """The form to use. Few tokens touch few experts: read only those. Many: sort by expert, then the platform's kernel."""
+  return 'gathered' if tokens * active <= max(2 * active, number // 2) else experts_kernel()
 
 
 def run_experts(
@@ -80,16 +72,43 @@ def run_experts(
 
   expected: about how many rows have an expert here; None for all of them. It decides nothing but speed.
   """
-  return GROUPED[form or _grouped_form()](rows, expert, experts, len(rows) if expected is None else expected)
+  return GROUPED[form or experts_kernel()](rows, expert, experts, len(rows) if expected is None else expected)
 
 
-def _ragged(rows, expert, experts: Experts, expected: int):
-  """Three grouped matmuls."""
+def matmuls(dot, rows, expert, experts: Experts, expected: int):
+  """Three grouped matmuls. dot(rows, 'E D F' weights, rows of each expert): what it gives past the last expert's rows, and as
+  their gradients, may be anything, unwritten memory included; it is kept from everything else."""
   del expected
+  here = (expert < experts.number)[:, None]
   sizes = jnp.bincount(expert, length=experts.number).astype(jnp.int32)
   p = weight_map(lambda w: w.astype(rows.dtype), experts.all())
-  hidden = jax.nn.silu(jax.lax.ragged_dot(rows, p['gate'], sizes)) * jax.lax.ragged_dot(rows, p['up'], sizes)
-  return jax.lax.ragged_dot(hidden, p['down'], sizes)
+  clean = lambda y: jnp.where(here, y, 0)
+  matmul = lambda x, w: clean(dot(clean(x), w, sizes))
+  return matmul(jax.nn.silu(matmul(rows, p['gate'])) * matmul(rows, p['up']), p['down'])
+
+
+def _megablox(rows, weights: Float[Array, 'E D F'], sizes: Int[Array, ' E']):
+  from jax.experimental.pallas.ops.tpu.megablox import gmm
+
+  (M, D), F = rows.shape, weights.shape[-1]
+  tile = MEGABLOX_TILE if M >= MEGABLOX_TILE else 128
+  rows = jnp.pad(rows, ((0, -M % tile), (0, 0)))
+  tiles = (tile, min(1024, D), min(1024, F))
+  return gmm(rows, weights, sizes, rows.dtype, tiles, interpret=platform() == 'cpu')[:M]
+
+
+MEGABLOX_TILE = 512  # rows; with 1024 of each width it fits the on-chip memory of v5e and later in bfloat16
+
+
+def _tokamax(rows, weights: Float[Array, 'E D F'], sizes: Int[Array, ' E']):
+  require_tokamax()
+  import tokamax
+  from absl import flags  # a dependency of tokamax, which would read our own command's arguments as its flags
+
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  implementation = {'tpu': ('mosaic', 'xla'), 'gpu': ('mosaic', 'triton', 'xla')}.get(platform(), 'xla')
+  return tokamax.ragged_dot(rows, weights, sizes, implementation=implementation)
 
 
 def _blocked(rows, expert, experts: Experts, expected: int):
@@ -202,4 +221,9 @@ def _run_blocks_backward(inputs, dy):
 _run_blocks.defvjp(_run_blocks_forward, _run_blocks_backward)
 
 
-GROUPED = {'ragged': _ragged, 'blocked': _blocked}
+GROUPED = {
+  'blocked': _blocked,
+  'ragged': functools.partial(matmuls, jax.lax.ragged_dot),
+  'megablox': functools.partial(matmuls, _megablox),
+  'tokamax': functools.partial(matmuls, _tokamax),
+}

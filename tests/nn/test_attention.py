@@ -7,7 +7,7 @@ import pytest
 
 from qwen3_omni_jax.nn import attention as A
 
-B, T, S, N, K, H = 2, 50, 70, 4, 2, 6
+B, T, S, N, K, H = 2, 50, 70, 4, 2, 8
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def by_hand(q, k, v, *, causal, window):
   return out
 
 
-@pytest.mark.parametrize('backend', ['dense', 'blockwise'])
+@pytest.mark.parametrize('backend', ['dense', 'blockwise', 'cudnn'])
 @pytest.mark.parametrize(('causal', 'window'), [(False, None), (True, None), (True, 7)])
 def test_attention_is_softmax_over_what_each_query_may_see(qkv, backend, causal, window, monkeypatch):
   monkeypatch.setattr(A, 'BLOCK', 16)
@@ -49,15 +49,16 @@ def test_attention_is_softmax_over_what_each_query_may_see(qkv, backend, causal,
   assert not np.any(out[:, 45:])  # padding
 
 
-def test_blockwise_gradients_equal_dense(qkv, monkeypatch):
+@pytest.mark.parametrize('other', ['blockwise', 'cudnn'])
+def test_gradients_equal_those_of_dense(qkv, other, monkeypatch):
   monkeypatch.setattr(A, 'BLOCK', 16)
 
   def loss(backend):
     attend = lambda *x: A.attention(*x, q_segment=Q_SEGMENT, k_segment=K_SEGMENT, causal=True, backend=backend)
     return jax.grad(lambda x: jnp.sum(jnp.sin(attend(*x))))(qkv)
 
-  for dense, blockwise in zip(loss('dense'), loss('blockwise'), strict=True):
-    np.testing.assert_allclose(blockwise, dense, atol=1e-5)
+  for dense, got in zip(loss('dense'), loss(other), strict=True):
+    np.testing.assert_allclose(got, dense, atol=1e-5)
 
 
 def test_blockwise_builds_no_square_matrix():

@@ -1,11 +1,13 @@
 """Every form of the expert computation equals the dense one, forward and backward, whatever the routing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_omni_jax.nn.experts import Experts, experts_form
+from qwen3_omni_jax.nn.experts import GROUPED, Experts, experts_form, matmuls, run_experts
 from qwen3_omni_jax.nn.moe import FORMS, moe, moe_spec, route
 from qwen3_omni_jax.nn.params import init_params
 
@@ -24,7 +26,13 @@ def skewed(x, router, kind):
   return jnp.where((jnp.arange(len(x)) % 3 == 0)[:, None], x, x[:1]) if kind == 'few' else x
 
 
-@pytest.mark.parametrize('form', ['gathered', 'ragged', 'blocked'])
+@pytest.fixture(autouse=True)
+def _as_libraries_expect():
+  with jax.numpy_dtype_promotion('standard'):  # inside megablox and tokamax
+    yield
+
+
+@pytest.mark.parametrize('form', ['gathered', 'ragged', 'blocked', 'megablox', 'tokamax'])
 @pytest.mark.parametrize('kind', ['balanced', 'few', 'one'])
 @pytest.mark.parametrize('tokens', [1, 37])
 def test_forms_equal_dense_forward_and_backward(params, form, kind, tokens):
@@ -37,6 +45,32 @@ def test_forms_equal_dense_forward_and_backward(params, form, kind, tokens):
   expected, expected_grads = jax.value_and_grad(loss, (0, 1))(x, params, 'dense')
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), grads, expected_grads)
+
+
+def test_what_a_kernel_leaves_past_the_last_row_reaches_nothing(params, monkeypatch):
+  """Kernels do not write rows that belong to no expert here: what lies there, in values and gradients, may be anything."""
+
+  @jax.custom_vjp
+  def careless(x, w, sizes):
+    y = jax.lax.ragged_dot(x, w, sizes)
+    return jnp.where((jnp.arange(len(x)) < sizes.sum())[:, None], y, jnp.nan)
+
+  def backward(inputs, dy):
+    x, w, sizes = inputs
+    dx, dw = jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes), x, w)[1](dy)
+    return jnp.where((jnp.arange(len(x)) < sizes.sum())[:, None], dx, jnp.nan), dw, None
+
+  careless.defvjp(lambda *inputs: (careless(*inputs), inputs), backward)
+  rows, expert = jax.random.normal(jax.random.key(1), (9, D)), jnp.array([0, 0, 2, 3, 3, E, E, E, E])
+
+  def loss(form, rows, p):
+    y = run_experts(rows, expert, Experts.of_layer(p), form)
+    return jnp.sum(jnp.where((expert < E)[:, None], jnp.sin(y), 0))
+
+  expected = jax.value_and_grad(functools.partial(loss, 'ragged'), (0, 1))(rows, params['experts'])
+  monkeypatch.setitem(GROUPED, 'careless', functools.partial(matmuls, careless))
+  got = jax.value_and_grad(functools.partial(loss, 'careless'), (0, 1))(rows, params['experts'])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
 
 @pytest.mark.parametrize('form', sorted(FORMS))

@@ -1,0 +1,116 @@
+"""Which kernel computes attention and the experts' grouped matmuls: the one place that decides, by platform and by shape.
+
+    attention  dense      plain JAX, a few blocks of queries against all keys      anywhere
+               blockwise  plain JAX, running softmax over tiles                    anywhere; no matrix of all scores
+               splash     jax's Pallas kernel                                      TPU; head dims of 64 and multiples of 128
+               cudnn      jax.nn.dot_product_attention                             GPU; bfloat16, float16; builds the mask
+    experts    blocked    plain JAX, see nn/experts.py                             anywhere; the fast one on CPU
+               ragged     jax.lax.ragged_dot                                       anywhere (10 to 20 times slower on CPU)
+               megablox   jax's Pallas kernel                                      TPU
+               tokamax    tokamax.ragged_dot: Mosaic or Triton kernels, else XLA   where tokamax is installed
+
+QWEN3_OMNI_KERNELS, as in `attention=blockwise,experts=ragged`, overrides the choice of a program wherever the named kernel can
+do the shape; an explicit `backend` or `form` argument overrides both. It is read when a program is traced.
+The defaults on TPU and GPU have been compiled (TPU) or argued (GPU), not timed: neither was at hand.
+"""
+
+import functools
+import importlib.util
+import logging
+import os
+
+import jax.numpy as jnp
+
+from ..sharding import platform
+
+log = logging.getLogger(__name__)
+
+ATTENTION = ('dense', 'blockwise', 'splash', 'cudnn')
+EXPERTS = ('blocked', 'ragged', 'megablox', 'tokamax')
+VARIABLE = 'QWEN3_OMNI_KERNELS'
+
+# Above this many scores per head no kernel that builds a [T, S] matrix, of scores or as a mask, is used.
+DENSE_SCORES = 2048 * 2048
+_SPLASH_SCORES = 256 * 256  # below, padding to blocks of 128 costs more than the kernel saves
+
+
+def attention_kernel(q, k, *, plain_mask: bool, cuts: int = 1, wanted: str | None = None) -> str:
+  """For q 'B T N H' and k 'B S K H'.
+
+  plain_mask: segments, and causal with index = slot, are all that is masked. cuts: devices over which T is cut.
+  Raises ValueError if `wanted` cannot do this.
+  """
+  if wanted:
+    if not _attends(wanted, q, k, plain_mask, cuts):
+      raise ValueError(f'attention={wanted}: not for queries {q.shape}, keys {k.shape}, {q.dtype}; see nn/kernels.py')
+    return wanted
+  here = platform()
+  named = overrides().get('attention')
+  if named and _attends(named, q, k, plain_mask, cuts):
+    return named
+  best = {'tpu': 'splash', 'gpu': 'cudnn'}.get(here)
+  scores = q.shape[1] * k.shape[1]
+  if best == 'splash' and scores >= _SPLASH_SCORES and _attends(best, q, k, plain_mask, cuts):
+    return best
+  if best == 'cudnn' and q.shape[1] > 1 and _attends(best, q, k, plain_mask, cuts):
+    return best
+  return 'dense' if scores <= DENSE_SCORES else 'blockwise'
+
+
+def _attends(kernel: str, q, k, plain_mask: bool, cuts: int) -> bool:
+  """Whether the kernel can do these shapes at all."""
+  (T, N, H), (S, K) = q.shape[1:], k.shape[1:3]
+  if kernel == 'splash':
+    return plain_mask and N % K == 0 and (H == 64 or H % 128 == 0) and (cuts == 1 or T % (128 * cuts) == 0)
+  if kernel == 'cudnn':  # see jax's check_is_flash_attention; training with a bias needs even lengths
+    narrow = q.dtype in (jnp.bfloat16, jnp.float16) or platform() == 'cpu'  # where XLA's form stands in for it, in tests
+    return narrow and H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0 and T * S <= DENSE_SCORES
+  return kernel in ATTENTION
+
+
+def experts_kernel() -> str:
+  """The form of the grouped matmul, of EXPERTS."""
+  here = platform()
+  wanted = overrides().get('experts')
+  if wanted:
+    if wanted == 'tokamax':
+      require_tokamax()
+    return wanted
+  if here == 'gpu':
+    return 'tokamax' if _has_tokamax() else _without_tokamax()
+  return {'cpu': 'blocked', 'tpu': 'megablox'}.get(here, 'ragged')
+
+
+def overrides() -> dict[str, str]:
+  """What QWEN3_OMNI_KERNELS says. Raises ValueError for what it does not understand."""
+  return _parse(os.environ.get(VARIABLE, ''))
+
+
+@functools.cache
+def _parse(text: str) -> dict[str, str]:
+  known = {'attention': ATTENTION, 'experts': EXPERTS}
+  chosen: dict[str, str] = {}
+  for item in filter(None, text.split(',')):
+    part, _, kernel = item.partition('=')
+    if kernel not in known.get(part, ()):
+      names = '; '.join(f'{part}=' + ' | '.join(kernels) for part, kernels in known.items())
+      raise ValueError(f'{VARIABLE}={text}: {item!r} is not understood; expected {names}, joined by commas')
+    chosen[part] = kernel
+  return chosen
+
+
+@functools.cache
+def _has_tokamax() -> bool:
+  return importlib.util.find_spec('tokamax') is not None
+
+
+def require_tokamax() -> None:
+  """Raises ValueError where it is not installed."""
+  if not _has_tokamax():
+    raise ValueError('experts=tokamax: tokamax is not installed; pip install tokamax, or choose experts=ragged')
+
+
+@functools.cache
+def _without_tokamax() -> str:
+  log.warning('tokamax is not installed: the experts use jax.lax.ragged_dot; pip install tokamax for faster kernels')
+  return 'ragged'
