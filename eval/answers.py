@@ -191,15 +191,16 @@ def refuses(reply: str) -> bool:
   return not reply.strip() or any(phrase in reply.lower() for phrase in phrases()['refusal'])
 
 
-def judged_rating(reply: str) -> float:
-  """The number a judge gave: the whole reply, or in [[double brackets]]. Raises ValueError where there is none."""
+def judged_rating(reply: str) -> float | None:
+  """
+
+  he number a judge gave: the whole reply, or in [[double brackets]]; None where there is none (an error in the official code).
+  """
   try:
     return float(reply)
   except ValueError:
     found = re.search(r'\[\[(\d+)\]\]', reply)
-    if found is None:
-      raise ValueError(f"no rating in the judge's reply {reply[:80]!r}") from None
-    return float(found[1])
+    return float(found[1]) if found else None
 
 
 def majority_is_yes(replies: Sequence[str]) -> bool:

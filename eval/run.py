@@ -18,7 +18,7 @@ from . import seed_tts, voicebench
 from .benchmark import Benchmark, Item, Scores, Scoring, Settings, Variant
 from .bootstrap import interval
 from .data_check import Check, check
-from .predict import Answer, Predictor
+from .predict import Answer, OmniPredictor
 from .published import published
 from .read import with_media
 
@@ -56,13 +56,14 @@ class Result:
 
 
 def evaluate(
-  predict: Predictor, benchmarks: Sequence[Benchmark], root: pathlib.Path, *, variant: Variant = 'instruct',
+  predict: Any, benchmarks: Sequence[Benchmark], root: pathlib.Path, *, variant: Variant = 'instruct',
   limit: int | None = None, scoring: Scoring = NO_JUDGE, changes: Mapping[str, Any] | None = None, batch: int = 16,
 ) -> dict[str, Scores]:  # fmt: skip
-  """Scores by benchmark name. limit: first items only. changes: settings to replace, such as max_new_tokens.
+  """Scores by benchmark name. predict: an `Omni`, or a predictor. limit: first items only. changes: settings to replace.
 
   Raises ValueError for missing files, and for a set that needs a judge without one.
   """
+  predict = OmniPredictor(predict) if hasattr(predict, 'generate') else predict
   scores = {}
   for benchmark in benchmarks:
     items = benchmark.read(pathlib.Path(root) / benchmark.folder)[:limit]

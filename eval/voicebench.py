@@ -5,6 +5,7 @@ official table averages it with PEDANT, whose score depends on its version (qa_m
 answers), so that we report the vote alone unless `pedant` results are in the records.
 """
 
+import concurrent.futures
 import pathlib
 import random
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ SCORER = 'VoiceBench src/evaluator, api_judge.py @ 53381541'
 JUDGE_SYSTEM = "You are a helpful assistant who tries to help answer the user's question."
 JUDGE_SAMPLING = {'temperature': 0.5, 'top_p': 0.95, 'max_tokens': 1024}
 VOTES = 3
+JUDGED_AT_ONCE = 8
 # The judge's instructions of VoiceBench's api_judge.py (Apache-2.0), word for word: ratings depend on them.
 RATING_PROMPT = """
 I need your help to evaluate the performance of several models in the speech interaction scenario. The models will \
@@ -86,22 +88,27 @@ def load(folder: pathlib.Path) -> list[Item]:
 
 
 def score_open(items: Sequence[Item], replies: Sequence[str | None], scoring: Scoring) -> Scores:
-  """Mean rating times 20."""
+  """Mean rating times 20. A judge's reply without a rating is left out; an item with none is unreadable and has no weight."""
   rows = []
-  for item, reply in zip(items, replies, strict=True):
-    ratings = item.fields.get('score') or _ask(scoring, RATING_PROMPT, item, reply)
-    values = [answers.judged_rating(str(r)) for r in ratings]
-    rows.append(Row(item.id, sum(values) / 5, len(values), values, reply is not None))
+  for item, reply, ratings in zip(items, replies, _graded(items, replies, scoring, RATING_PROMPT), strict=True):
+    values = [v for r in ratings if (v := answers.judged_rating(str(r))) is not None]
+    rows.append(Row(item.id, sum(values) / 5, len(values), values, reply is not None and bool(values)))
   return ratio_scores(rows, _judged(scoring), name='rating x 20')
 
 
 def score_qa(items: Sequence[Item], replies: Sequence[str | None], scoring: Scoring) -> Scores:
   """Share of answers that the judge's majority calls right."""
   rows = []
-  for item, reply in zip(items, replies, strict=True):
-    votes = [str(v) for v in item.fields.get('score') or _ask(scoring, QA_PROMPT, item, reply)]
-    rows.append(Row(item.id, float(answers.majority_is_yes(votes)), 1.0, votes, reply is not None))
+  for item, reply, votes in zip(items, replies, _graded(items, replies, scoring, QA_PROMPT), strict=True):
+    rows.append(Row(item.id, float(answers.majority_is_yes([str(v) for v in votes])), 1.0, votes, reply is not None))
   return ratio_scores(rows, f'{_judged(scoring)}|majority vote alone, without PEDANT')
+
+
+def _graded(items: Sequence[Item], replies: Sequence[str | None], scoring: Scoring, template: str) -> list[list[str]]:
+  """The judge's replies to every item, some asked at once; or those that the records hold already."""
+  with concurrent.futures.ThreadPoolExecutor(JUDGED_AT_ONCE) as pool:
+    ask = lambda item, reply: item.fields.get('score') or _ask(scoring, template, item, reply)
+    return list(pool.map(ask, items, replies))
 
 
 def _ask(scoring: Scoring, template: str, item: Item, reply: str | None) -> list[str]:

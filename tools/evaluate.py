@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--suite', choices=SUITES, help='benchmarks to run')
   parser.add_argument('--benchmark', action='append', metavar='NAME', help='one benchmark instead of a suite (may be repeated)')
   parser.add_argument('--list', action='store_true', help='print all benchmarks and exit')
+  parser.add_argument('--items', action='store_true', help='print the questions as JSON lines, to answer them elsewhere')
   parser.add_argument('--model', metavar='DIR', help='checkpoint folder of either kind, or hub id')
   parser.add_argument('--from-predictions', metavar='FILE', help="score {'id', 'text'} lines, without a model")
   parser.add_argument('--out', default='evaluation', metavar='DIR', help='replies, results, reports; a second run resumes')
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     raise ValueError('give --suite, or --benchmark NAME (--list shows them)')
   if not args.data:
     raise ValueError('give --data ROOT, the folder with the released files (docs/evaluation.md)')
+  if args.items:
+    return _print_items(args, registry.chosen(args.suite, args.benchmark))
   if bool(args.model) == bool(args.from_predictions):
     raise ValueError('give either --model DIR or --from-predictions FILE')
   if args.limit is not None and args.limit < 1:
@@ -62,6 +65,18 @@ def run(args: argparse.Namespace) -> int:
       raise ValueError('--from-predictions scores one --benchmark')
     return _from_predictions(args, benchmarks[0], out)
   return _with_model(args, benchmarks, out)
+
+
+def _print_items(args: argparse.Namespace, benchmarks: list[Any]) -> int:
+  """
+
+  'benchmark', 'id', 'messages', 'reference', 'category'} of every question; embedded media are named by file, column and row.
+  """
+  for benchmark in benchmarks:
+    for item in benchmark.read(pathlib.Path(args.data) / benchmark.folder)[: args.limit]:
+      record = {'benchmark': benchmark.name, 'id': item.id, 'messages': item.messages, 'reference': item.reference}
+      print(json.dumps({**record, 'category': dict(item.category)}, ensure_ascii=False, default=str))
+  return 0
 
 
 def _scoring(args: argparse.Namespace, out: pathlib.Path) -> Any:

@@ -91,6 +91,8 @@ def test_judged_sets_average_ratings_and_votes(benchmark_root):
 
   benchmark, items = items_of('voicebench-commoneval', benchmark_root)
   assert benchmark.score(items, ['x', 'y'], Scoring(Judge('4', '5', '3'))).headline == pytest.approx(80)
+  some_unread = benchmark.score(items, ['x', 'y'], Scoring(Judge('4', 'fine', '2')))
+  assert some_unread.headline == pytest.approx(60) and some_unread.unreadable == 0
   benchmark, items = items_of('voicebench-sd-qa', benchmark_root)
   scores = benchmark.score(items, ['x', 'y'], Scoring(Judge('Yes', 'No', 'yes')))
   assert scores.headline == 100 and 'without PEDANT' in scores.signature

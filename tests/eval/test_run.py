@@ -229,6 +229,14 @@ def test_the_command_writes_results_and_resumes(tiny_folder, benchmark_root, tmp
     assert (tmp_path / 'out' / name).is_file()
 
 
+def test_the_command_prints_the_questions(benchmark_root, capsys):
+  assert main(['eval', '--items', '--benchmark', 'mmau', '--benchmark', 'mmmu', '--data', str(benchmark_root)]) == 0
+  records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert [r['id'] for r in records] == ['m1', 'm2', 'validation_Art_1', 'validation_Math_1'] and records[0]['reference'] == 'Man'
+  assert main(['eval', '--list']) == 0
+  assert len(capsys.readouterr().out.splitlines()) == len(registry.BENCHMARKS)
+
+
 def test_the_command_scores_predictions_without_a_model(benchmark_root, tmp_path, capsys):
   (tmp_path / 'p.jsonl').write_text('{"id": "m1", "text": "(A) Man"}\n{"id": "m2", "text": "Woman"}')
   args = ['eval', '--from-predictions', str(tmp_path / 'p.jsonl'), '--benchmark', 'mmau', '--data', str(benchmark_root)]

@@ -117,8 +117,7 @@ def test_voicebench_readers_keep_the_slips_that_scores_depend_on():
 def test_judges_are_read():
   assert answers.judged_rating('4') == 4 and answers.judged_rating('I say [[5]]') == 5
   assert answers.majority_is_yes(['Yes', 'no', 'yes']) and not answers.majority_is_yes(['No', 'no', 'Yes'])
-  with pytest.raises(ValueError, match='no rating'):
-    answers.judged_rating('good')
+  assert answers.judged_rating('good') is None
 
 
 def test_ifeval_strict_and_loose():
