@@ -20,10 +20,10 @@ class Check:
   def complete(self) -> bool:
     return self.found == (self.expected or self.found) and not self.lost
 
-  def describe(self, name: str) -> list[str]:
-    """One line for each thing that is wrong; none if all is there."""
+  def describe(self, name: str, *, counts: bool = True) -> list[str]:
+    """One line for each thing that is wrong; none if all is there. counts: fewer items than released are wrong too."""
     lines = []
-    if self.expected is not None and self.found != self.expected:
+    if counts and self.expected is not None and self.found != self.expected:
       lines.append(f'{name}: {self.found} items, the released split has {self.expected}')
     if self.lost:
       paths = [p for all_of_item in self.lost.values() for p in all_of_item]

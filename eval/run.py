@@ -59,18 +59,25 @@ def evaluate(
   predict: Any, benchmarks: Sequence[Benchmark], root: pathlib.Path, *, variant: Variant = 'instruct',
   limit: int | None = None, scoring: Scoring = NO_JUDGE, changes: Mapping[str, Any] | None = None, batch: int = 16,
 ) -> dict[str, Scores]:  # fmt: skip
-  """Scores by benchmark name. predict: an `Omni`, or a predictor. limit: first items only. changes: settings to replace.
+  """Scores by benchmark name. predict: an `Omni`, or a predictor. limit: items, evenly spread. changes: settings to replace.
 
   Raises ValueError for missing files, and for a set that needs a judge without one.
   """
   predict = OmniPredictor(predict) if hasattr(predict, 'generate') else predict
   scores = {}
   for benchmark in benchmarks:
-    items = benchmark.read(pathlib.Path(root) / benchmark.folder)[:limit]
+    items = spread(benchmark.read(pathlib.Path(root) / benchmark.folder), limit)
     settings = dataclasses.replace(benchmark.settings(variant), **(changes or {}))
     made = {item.id: answer for item, answer in answered(predict, benchmark, items, settings, pathlib.Path('.'), batch)}
     scores[benchmark.name] = benchmark.score(items, [made[item.id].text for item in items], scoring)
   return scores
+
+
+def spread(items: list[Item], limit: int | None) -> list[Item]:
+  """At most `limit` items at even distances: benchmarks are sorted by task, and the first ones would be all of one kind."""
+  if limit is None or limit >= len(items):
+    return items
+  return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[tuple[Item, Any]]]:
@@ -152,16 +159,14 @@ def run_suite(
   plans, wrong = [], []
   for benchmark in benchmarks:
     try:
-      items = benchmark.read(root / benchmark.folder)[:limit]
+      items = spread(benchmark.read(root / benchmark.folder), limit)
       found = check(benchmark, items)
     except ValueError as e:
       if len(benchmarks) == 1:
         raise
       plans.append((benchmark, [], Check(0, benchmark.expected, {}), str(e)))
       continue
-    if limit is not None:
-      found = dataclasses.replace(found, expected=None)
-    for line in found.describe(benchmark.name):
+    for line in found.describe(benchmark.name, counts=limit is None):
       log(line)
     if found.lost and not allow_missing:
       wrong.append(benchmark.name)

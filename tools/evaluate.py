@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--from-predictions', metavar='FILE', help="score {'id', 'text'} lines, without a model")
   parser.add_argument('--out', default='evaluation', metavar='DIR', help='replies, results, reports; a second run resumes')
   parser.add_argument('--variant', choices=('instruct', 'thinking', 'captioner'), help='whose evaluation defaults to use')
-  parser.add_argument('--limit', type=int, metavar='N', help='only the first N items of each benchmark')
+  parser.add_argument('--limit', type=int, metavar='N', help='only N items of each benchmark, evenly spread')
   parser.add_argument('--batch-size', type=int, default=16, help='conversations answered together (default 16)')
   parser.add_argument('--max-new-tokens', type=int, help="limit of a reply (default: the benchmark's; 32768 for Thinking)")
   parser.add_argument('--dtype', default='bfloat16', choices=('bfloat16', 'float32'), help='of weights and activations')

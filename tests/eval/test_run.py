@@ -155,6 +155,12 @@ def test_reports_name_every_number_and_show_the_media(benchmark_root, tmp_path):
   assert json.loads(json.dumps(summary))['results'][0]['settings']['fps'] == 2.0
 
 
+def test_a_limit_takes_items_of_all_kinds(benchmark_root):
+  items = some('mlvu')[0].read(benchmark_root / 'mlvu')
+  assert [i.category['task'] for i in run.spread(items, 3)] == ['plotQA', 'ego', 'order']
+  assert run.spread(items, 9) == items == run.spread(items, None)
+
+
 def test_ids_cannot_leave_the_folder(tmp_path, benchmark_root):
   item = dataclasses.replace(some('gsm8k')[0].read(benchmark_root / 'gsm8k')[0], id='../../etc/x')
   assert run.wave_path(tmp_path, item).parent == tmp_path / 'waves'
