@@ -1,0 +1,102 @@
+"""Runs of a few steps: going on, falling back to an older checkpoint, and what is exported."""
+
+import dataclasses
+import logging
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from qwen3_omni_jax.train.adapter import write_adapter
+from qwen3_omni_jax.train.config import Optimiser, Recipe, Step, read
+from qwen3_omni_jax.train.run import train
+from qwen3_omni_jax.train.run_config import Run
+from qwen3_omni_jax.train.stages import LoraPart
+from qwen3_omni_jax.train.state import assemble, flat, roles
+
+from qwen3_omni_jax.config import load_config
+from qwen3_omni_jax.nn.lora import Lora
+from qwen3_omni_jax.weights.load import load_params
+from qwen3_omni_jax.weights.opened import open_checkpoint
+from qwen3_omni_jax.weights.to_hf import convert_to_hf
+from tests.train.crash import data, lines
+from tests.train.records import write_records
+
+pytestmark = pytest.mark.filterwarnings('ignore')  # Orbax warns that it runs outside a distributed job
+
+
+@pytest.fixture(scope='module')
+def run(tiny_folder, tmp_path_factory) -> Run:
+  """Six steps on every kind of record, the audio adapter and the last norm trained; checkpoints 4 and 6 are kept."""
+  folder = tmp_path_factory.mktemp('run')
+  records = write_records(folder / 'data', 16)
+  settings = [
+    f'model={tiny_folder}', f'out={folder / "calm"}', f'export={folder / "hf"}', 'steps=6', 'mesh=single', 'save.every=2',
+    'log={tensorboard: false, records: true, every: 1}', data(records),
+    'parts=[{pattern: audio/proj, lr: 1e-3}, {pattern: thinker/norm, lr: 1e-2}]',
+  ]  # fmt: skip
+  configuration = read(Run, None, settings)
+  how = Step(dtype='float32', remat='none', encoder_remat='none')
+  configuration = dataclasses.replace(configuration, step=how, optimiser=Optimiser(warmup=1))
+  train(configuration)
+  return configuration
+
+
+def again(run: Run, tmp_path, damage) -> tuple[dict, dict]:
+  """(lines of the run, lines of a copy of it that was damaged and started again)"""
+  out = tmp_path / 'again'
+  shutil.copytree(run.out, out)
+  damage(out / 'checkpoints')
+  train(dataclasses.replace(run, out=str(out), export=None))
+  return lines(pathlib.Path(run.out)), lines(out)
+
+
+def test_a_run_goes_on_as_if_it_had_not_been_stopped(run, tmp_path):
+  expected, got = again(run, tmp_path, lambda checkpoints: shutil.rmtree(checkpoints / '6'))
+  assert sorted(expected) == [1, 2, 3, 4, 5, 6] and got == expected
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, tmp_path, caplog):
+  def cut(checkpoints):
+    for file in (checkpoints / '6' / 'state').rglob('*'):
+      if file.is_file() and file.stat().st_size > 100:
+        file.write_bytes(file.read_bytes()[:50])
+
+  with caplog.at_level(logging.WARNING):
+    expected, got = again(run, tmp_path, cut)
+  assert got == expected
+  assert 'checkpoints/6 is damaged' in caplog.text and 'falling back' in caplog.text
+  assert (tmp_path / 'again/checkpoints/damaged-6').is_dir() and (tmp_path / 'again/checkpoints/6').is_dir()
+
+
+def test_the_export_holds_what_was_trained_and_all_the_rest_as_it_was(run):
+  before, after = open_checkpoint(run.model), open_checkpoint(run.export)
+  assert set(before.names()) == set(after.names())
+  changed = {name for name in before.names() if not np.array_equal(before.read(name), after.read(name))}
+  assert changed == {
+    'thinker.model.norm.weight',
+    *(f'thinker.audio_tower.{layer}.{kind}' for layer in ('proj1', 'proj2') for kind in ('weight', 'bias')),
+  }
+
+
+def test_an_adapter_merges_to_what_was_trained_with(tiny_folder, tmp_path):
+  cfg = load_config(tiny_folder)
+  patterns = (
+    'thinker/layers/(attn/[qo]|moe/experts/down)$', 'vision/layers/(attn/qkv|mlp/up)', 'audio/(conv_out|layers/attn/v)',
+    'thinker/head',
+  )  # fmt: skip
+  recipe = Recipe(lora=tuple(LoraPart(pattern, 2 + i, 3.0) for i, pattern in enumerate(patterns)))
+  who = roles(cfg, recipe)
+  rng = np.random.default_rng(0)
+  trained = {path: rng.standard_normal(param.shape, dtype=np.float32) for path, param in who.trained_specs.items()}
+  write_adapter(tmp_path / 'adapter', cfg, who.lora, trained)
+  convert_to_hf(tiny_folder, tmp_path / 'merged', adapter=tmp_path / 'adapter')
+  parts = ('audio', 'vision', 'thinker')
+  merged = flat(load_params(tmp_path / 'merged', cfg, parts=parts))
+  tree = assemble(trained, flat(load_params(tiny_folder, cfg, dtype='float32', parts=parts)), who)
+  assert sum(isinstance(leaf, Lora) for leaf in flat(tree).values()) == len(who.lora) == 8
+  for path, leaf in flat(tree).items():
+    ours = np.asarray(jax.numpy.asarray(leaf.astype(np.float32)).astype(merged[path].dtype))
+    bound = 2**-7 * np.abs(ours.astype(np.float32)).max()  # merged in another order, then rounded to bfloat16
+    assert np.abs(ours.astype(np.float32) - merged[path].astype(np.float32)).max() <= bound, path
