@@ -1,7 +1,8 @@
 """MathVista testmini: 1,000 problems with the released query as prompt.
 
-An answer is found by rule (the reply itself, a number, 'The answer is "x".'), else by the judge with the official instruction;
-without a judge such replies are unreadable and count as wrong.
+An answer is found by rule (the reply itself, a number, 'The answer is "x".'), else by the judge. Its instruction here is ours:
+the official one shows worked examples, so that the official extraction may differ. Without a judge such replies are unreadable
+and count as wrong.
 """
 
 import pathlib
@@ -12,8 +13,8 @@ from .benchmark import Benchmark, Item, Row, Scores, Scoring, ratio_scores, user
 
 SCORER = 'MathVista evaluation/extract_answer.py, calculate_score.py @ 53d52587'
 EXTRACT = (
-  'Please read the following example. Then extract the answer from the model response and type it at the end of the prompt.\n\n'
-  '{query}\n\nModel response: {response}\n\nExtracted answer: '
+  "Below are a question and a model's response to it. Write the final answer of the response alone: a number, a list, or for "
+  'a choice its letter in parentheses.\n\nQuestion: {query}\n\nModel response: {response}\n\nExtracted answer: '
 )
 
 
@@ -48,7 +49,7 @@ def score(items: Sequence[Item], replies: Sequence[str | None], scoring: Scoring
       found = scoring.judge(EXTRACT.format(query=item.fields['query'], response=reply), temperature=0.0)[0].strip()
     said = None if found is None else answers.mathvista_normalise(found, item.fields)
     rows.append(Row(item.id, float(said is not None and said == item.reference), 1.0, said, found is not None))
-  judge = f'|judge {scoring.judge.name}' if scoring.judge else '|rules only'
+  judge = f'|judge {scoring.judge.name}, our instruction' if scoring.judge else '|rules only'
   return ratio_scores(rows, SCORER + judge)
 
 

@@ -1,8 +1,8 @@
 """VoiceBench (hlt-lab/voicebench): nine subsets and their mean. The question is the sound alone: no text, no system prompt.
 
-Open sets are rated 1 to 5 by a judge (three replies each, times 20 in the table); SD-QA is the judge's majority vote — the
-official table averages it with PEDANT, whose score depends on its version (qa_metrics 0.2.17: 47.7, 0.2.30: 74.5 for the same
-answers), so that we report the vote alone unless `pedant` results are in the records.
+Open sets are rated 1 to 5 by a judge (three replies each, times 20 in the table); SD-QA is the judge's majority vote. The
+official table averages that with PEDANT, whose score depends on its version (qa_metrics 0.2.17: 47.7, 0.2.30: 74.5 for the same
+answers), so that we report the vote alone.
 """
 
 import concurrent.futures

@@ -100,6 +100,21 @@ def test_judged_sets_average_ratings_and_votes(benchmark_root):
     benchmark.score(items, ['x', 'y'], Scoring())
 
 
+def test_a_judge_reads_what_no_rule_reads(benchmark_root):
+  class Judge:
+    name = 'reader'
+
+    def __call__(self, prompt, *, system=None, n=1, **sampling):
+      return [' (B) '] if 'negative {x}' in prompt else ['Yes' if 'affirmative' in prompt else 'Unknown']
+
+  benchmark, items = items_of('mathvista', benchmark_root)
+  scores = benchmark.score(items, ['two', 'It is the negative {x}'], Scoring(Judge()))
+  assert [row.extracted for row in scores.rows] == [None, 'No'] and 'reader' in scores.signature
+  benchmark, items = items_of('hallusionbench', benchmark_root)
+  scores = benchmark.score(items, ['affirmative', 'hm', 'No', 'Yes'], Scoring(Judge()))
+  assert [row.extracted for row in scores.rows] == ['Yes', None, 'No', 'Yes'] and scores.unreadable == 1
+
+
 def test_voicebench_overall_is_that_of_the_published_rows():
   for variant, shown in (('instruct', 85.49), ('thinking', 88.83)):
     rows = {name: values[variant] for name, values in published.PUBLISHED.items() if name.startswith('voicebench-')}
