@@ -14,6 +14,7 @@ COMMANDS = {
   'train': ('qwen3_omni_jax.tools.train', 'pretrain or fine-tune on text, sound, pictures and video'),
   'convert': ('qwen3_omni_jax.tools.convert_weights', 'convert, compare and inspect checkpoints'),
   'tiny': ('qwen3_omni_jax.tools.tiny', 'write a random but structurally complete checkpoint'),
+  'plan': ('qwen3_omni_jax.tools.plan', 'whether a full-size job compiles and fits on TPUs or GPUs that are not there'),
   'demo': ('qwen3_omni_jax.tools.demo', 'make a tiny checkpoint and sample media, and answer about them'),
 }
 
