@@ -86,11 +86,9 @@ def flops_of(cfg: OmniConfig, job: Job) -> dict[str, float]:
   if job.kind != 'train':
     return forward_flops(cfg, work_of(cfg, job))
   from .state import roles
+  from .utilisation import learning
 
-  who = roles(cfg, recipe_of(job))
-  trained = [part for part in who.trained_parts]
-  passed = [] if set(trained) & {'thinker'} else ['thinker']  # whatever is trained, the loss is behind the Thinker
-  return train_flops(cfg, work_of(cfg, job), trained, passed)
+  return train_flops(cfg, work_of(cfg, job), *learning(roles(cfg, recipe_of(job))))
 
 
 def recipe_of(job: Job):
@@ -99,6 +97,7 @@ def recipe_of(job: Job):
   from .run_config import Run
 
   recipe = read(Run, job.stage)
+  assert recipe is not None
   return dataclasses.replace(recipe, step=dataclasses.replace(recipe.step, buffer=job.buffer, remat=job.remat))
 
 

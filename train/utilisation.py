@@ -39,6 +39,12 @@ def _runs(segment) -> list[int]:
 
 def step_flops(cfg: OmniConfig, who: Roles, batches: Sequence[TrainBatch]) -> float:
   """FLOPs of a step over these microbatches, forward and backward, by what is trained. LoRA's own matrices are not counted."""
+  work = sum((work_of(cfg, batch) for batch in batches), Work())
+  return sum(train_flops(cfg, work, *learning(who)).values())
+
+
+def learning(who: Roles) -> tuple[list[str], tuple[str, ...]]:
+  """What is trained, and what only lets gradients through, as flops.train_flops takes them."""
   trained: list[str] = []
   for part in who.trained_parts:
     prefixes, adapter = _ADAPTERS.get(part, ((), part))
@@ -46,8 +52,7 @@ def step_flops(cfg: OmniConfig, who: Roles, batches: Sequence[TrainBatch]) -> fl
     trained.append(adapter if all(path.startswith(prefixes or f'{part}/') for path in paths) else part)
   adapted = {path.removeprefix(LORA).split('/')[0] for path in who.trained if path.startswith(LORA)}
   passed = {*adapted, 'thinker'} - set(trained)  # all gradients come through the Thinker
-  work = sum((work_of(cfg, batch) for batch in batches), Work())
-  return sum(train_flops(cfg, work, trained, tuple(passed)).values())
+  return trained, tuple(passed)
 
 
 def peak() -> float | None:

@@ -51,6 +51,18 @@ def test_gpus_are_counted_and_what_does_not_fit_says_what_would(capsys):
   assert helped == 0  # the advice is true
 
 
+def test_a_training_step_is_counted_with_its_optimiser_and_what_is_frozen(capsys):
+  ask = ('--job', 'train', '--topology', 'gpu:64xH200', '--batch', '64', '--audio', '0.3', '--visual', '0.3')
+  _, full = planned(capsys, *ask)
+  _, adapter = planned(capsys, *ask, '--stage', 's1_audio_adapter')
+  memory, frozen = full['per_device'], adapter['per_device']
+  assert memory['optimiser_bytes'] == pytest.approx(2 * memory['weights_bytes'], rel=1e-6)  # Adam's two moments beside masters
+  assert frozen['optimiser_bytes'] < 1e-2 * memory['optimiser_bytes'] and frozen['weights_bytes'] < 0.51 * memory['weights_bytes']
+  assert full['flops']['audio.layers'] == 3 * adapter['flops']['audio.layers'] > 0
+  bounded = planned(capsys, *ask, '--dispatch-buffer', '2')[1]['per_device']
+  assert bounded['temporary_bytes'] < memory['temporary_bytes']
+
+
 def test_memory_grows_with_what_is_asked(capsys):
   peak = lambda *more: planned(capsys, '--job', 'decode', '--topology', 'gpu:8xH200', '--batch', '64', *more)[1]['per_device']
   short, long, one = peak('--length', '1024'), peak('--length', '4096'), peak('--strategy', 'data=8')
