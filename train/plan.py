@@ -329,6 +329,9 @@ def compile_program(cfg: OmniConfig, job: Job, mesh) -> Compiled:
   started = time.perf_counter()
   with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
     lowered = function.lower(*args)
+    # What libtpu compiles without a TPU cannot be read back from jax's persistent cache: do not let it be written there.
+    shortest = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', float('inf'))
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -337,6 +340,8 @@ def compile_program(cfg: OmniConfig, job: Job, mesh) -> Compiled:
         raise
       held_bytes = {name: tree_bytes(tree) for name, tree in held.items()}
       return Compiled(time.perf_counter() - started, held_bytes, needed, None, str(error).splitlines()[0])
+    finally:
+      jax.config.update('jax_persistent_cache_min_compile_time_secs', shortest)
   seconds = time.perf_counter() - started
   found = compiled.memory_analysis()
   memory = {name: tree_bytes(tree) for name, tree in held.items()}

@@ -17,7 +17,9 @@ def folder(tiny_folder):
 
 def planned(capsys, *arguments: str) -> tuple[int, dict]:
   code = main(['plan', '--json', *arguments])
-  return code, json.loads(capsys.readouterr().out)
+  out, err = capsys.readouterr()
+  assert out, err
+  return code, json.loads(out)
 
 
 def test_a_decode_step_compiles_for_a_tpu_slice(folder, capsys, tmp_path):
