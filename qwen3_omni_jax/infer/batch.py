@@ -195,10 +195,15 @@ class Engine:
       while pool.begin():
         pass
       pool.steps_run = None
-      if any(pool.rows):
-        pool.speak(self.config.frames, bool(pool.waiting) or self._thinking())
-    heard = self.vocoder is not None and self.vocoder.run()
+      if self._enough(sum(row is not None for row in pool.rows), pool.slots):
+        pool.speak(self.config.frames, bool(pool.waiting))
+    heard = self.vocoder is not None and self._enough(self.vocoder.load, self.vocoder.size) and self.vocoder.run()
     return [*self._read(), *self._said(), *(self._heard() if heard else ())]
+
+  def _enough(self, rows: int, places: int) -> bool:
+    """Whether a later stage should run: it is nearly full, or the Thinker has nothing to give it. A call costs the same for one
+    row as for all, and nobody waits for a single answer."""
+    return 4 * rows >= 3 * places or (rows > 0 and not self._thinking())
 
   def _think(self, pool: ThinkerPool, more: bool) -> None:
     pool.assign()
@@ -293,11 +298,7 @@ class Engine:
       if say == 0:
         return self._result(row, tokens, Speech(np.zeros(0, np.float32), np.zeros((0, self._codebooks), np.int32), 'stop'))
       talk = talking(self, row, tokens, say)
-      if talk.needed > self.config.lengths[-1]:
-        prepared, started = self._alive.pop(row.prepared.number)
-        why = f'the reply may need {talk.needed} tokens and frames of the Talker; the longest slot has {self.config.lengths[-1]}'
-        return Result(prepared.row, None, 'too_long', f'{why}: lower max_frames, or allow longer slots')
-      length = self.config.length_class(talk.needed)
+      length = self.config.speech_class(talk.needed)
       if length not in self.talkers:
         self.talkers[length] = TalkerPool(self, length)
       self.talkers[length].waiting.append(talk)

@@ -69,6 +69,13 @@ class EngineConfig:
     """The least length that holds that many; the caller has checked that there is one."""
     return next(n for n in self.lengths if n >= needed)
 
+  def speech_class(self, needed: int) -> int:
+    """Likewise of the Talker; what is longer than all lengths (a long prompt, padded, and many frames) gets a multiple."""
+    length = next((n for n in self.lengths if n >= needed), self.lengths[-1])
+    while length < needed:
+      length *= 2
+    return length
+
 
 def prompt_class(needed: int) -> int:
   return next(n for n in PROMPT_CLASSES if n >= needed)
@@ -93,10 +100,9 @@ def program_bound(config: EngineConfig, cfg: OmniConfig, speech: bool, lengths: 
     'encode_visual': 2 * int(math.log2(max(2, 65536 // (16 * merge2)))),
   }
   if speech:
+    lengths = (*config.lengths, 2 * config.lengths[-1], 4 * config.lengths[-1])
     classes = lambda length: sum(1 for n in PROMPT_CLASSES if n + OPENING < length)
-    bound |= {
-      'begin_talk': sum(classes(n) for n in config.lengths), 'speak_slots': len(config.lengths), 'vocode_lanes': 1,
-    }  # fmt: skip
+    bound |= {'begin_talk': sum(map(classes, lengths)), 'speak_slots': len(lengths), 'vocode_lanes': 1}
   return bound
 
 

@@ -165,6 +165,11 @@ class Vocoder:
   def busy(self) -> bool:
     return bool(self.waiting) or any(self.lanes)
 
+  @property
+  def load(self) -> int:
+    """Replies in lanes and waiting for one."""
+    return len(self.waiting) + sum(lane is not None for lane in self.lanes)
+
   def run(self) -> bool:
     """Dispatches one call; False if nothing is to be decoded."""
     fresh = np.zeros(self.size, bool)

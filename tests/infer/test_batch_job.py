@@ -204,3 +204,20 @@ def test_the_command_answers_a_file(tiny_folder, tmp_path, capsys):
   summary = json.loads(capsys.readouterr().out)
   assert (summary['answered'], summary['failures'], summary['completion_tokens']) == (2, {'json': 1}, 5)
   assert main(['batch', '--output', str(tmp_path / 'o'), '--merge']) == 3
+
+
+def test_a_pipeline_gets_columns_for_columns(tiny_folder):
+  """As Ray Data hands a batch over: numpy columns, bodies as JSON text."""
+  import numpy as np
+
+  from qwen3_omni_jax.infer.batch_plan import EngineConfig
+  from qwen3_omni_jax.infer.predict import Predictor
+
+  bodies = [json.dumps(question(i, max_tokens=2 + i)['body']) for i in range(3)] + ['{broken']
+  batch = {'custom_id': np.array(['a', 'b', 'c', 'd'], object), 'body': np.array(bodies, object)}
+  predictor = Predictor(str(tiny_folder), dtype='float32', engine=EngineConfig(slots=2, lengths=(256,)))
+  whole = predictor(batch)
+  assert list(whole['custom_id']) == ['a', 'b', 'c', 'd'] and whole['finish_reason'][:3] == ['length'] * 3
+  assert whole['error'][3].startswith('json: ') and not any(whole['error'][:3])
+  parts = [predictor({k: v[s] for k, v in batch.items()}) for s in (slice(2, 4), slice(0, 2))]
+  assert parts[1]['text'] + parts[0]['text'] == whole['text']
