@@ -204,15 +204,14 @@ def _check_prompt(prompt: dict[str, Any]) -> None:
 
 def _speaks(body: dict[str, Any], default: bool) -> bool:
   """Whether a row is to be spoken: its own word, its modalities, or the job's."""
-  if 'speech' in body:
-    if not isinstance(body['speech'], bool):
-      raise RowError('request', f'speech: expected true or false, found {str(body["speech"])[:40]!r}')
-    return body['speech']
-  if (modalities := body.get('modalities')) is not None:
-    if not isinstance(modalities, list) or not set(map(str, modalities)) <= {'text', 'audio'}:
-      raise RowError('request', f'modalities: expected some of text and audio, found {str(modalities)[:40]!r}')
-    return 'audio' in modalities
-  return default
+  own, modalities = body.get('speech'), body.get('modalities')
+  if own is not None and not isinstance(own, bool):
+    raise RowError('request', f'speech: expected true or false, found {str(own)[:40]!r}')
+  if modalities is not None and (not isinstance(modalities, list) or not set(map(str, modalities)) <= {'text', 'audio'}):
+    raise RowError('request', f'modalities: expected some of text and audio, found {str(modalities)[:40]!r}')
+  if own is not None:
+    return own
+  return default if modalities is None else 'audio' in modalities
 
 
 def _json_inside(text: str, what: str) -> Any:

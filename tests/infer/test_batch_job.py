@@ -89,7 +89,7 @@ def break_row(i: int):
     ('{"custom_id": "x", "body": ', 'json'), ('no json', 'json'), ('"a"["b"]', 'json'), ('[' * 5000, 'json'),
     ('42', 'request'), ({**good, 'custom_id': 7}, 'request'), ({**good, 'body': []}, 'request'),
     (question(i, tempreature=1), 'request'), ({**good, 'body': {}}, 'request'), (question(i, fps=-1), 'request'),
-    (question(i, speech='yes'), 'request'), (question(i, modalities=['smell']), 'request'),
+    (question(i, speech='yes'), 'request'), (question(i, speech=False, modalities=['smell']), 'request'),
     (question(i, messages=[]), 'messages'), (question(i, messages=[{'role': 'wizard', 'content': 'hi'}]), 'messages'),
     (ask(type='audio', audio='nowhere.wav'), 'media'), (ask(type='image', image='/etc/passwd'), 'media'),
     (ask(type='image', image='data:image/png;base64,AAAA'), 'media'), (question(i, temperature=-1), 'settings'),
