@@ -37,7 +37,7 @@ def direction(cfg: Optimiser, specs: Mapping[str, Param]) -> optax.GradientTrans
   labels = {path: 'adam' if axes[path] is None else 'muon' for path in specs}
   scales = {path: _muon_scale(param, axes[path]) for path, param in specs.items()}
   masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
-  dimensions: Any = lambda params: {path: None if masked(p) else axes[path] for path, p in params.items()}
+  dimensions: Any = lambda params: {path: p if masked(p) else axes[path] for path, p in params.items()}
   scaled: Any = lambda updates, _: {path: u if masked(u) else u * scales[path] for path, u in updates.items()}
   orthogonal = optax.chain(
     contrib.scale_by_muon(beta=cfg.b2, mu_dtype=cfg.dtype, weight_dimension_numbers=dimensions),
