@@ -52,6 +52,10 @@ class Experts:
     """The SwiGLU parameters of one expert."""
     return self._each(lambda w: jax.lax.dynamic_slice(w, (self.layer, expert, 0, 0), (1, 1, *w.shape[2:]))[0, 0])
 
+  def chosen(self, experts: Int[Array, ' P']) -> Params:
+    """The parameters of some experts, one after another ('P D F' arrays)."""
+    return self._each(lambda w: w[self.layer, experts])
+
   def all(self) -> Params:
     """The parameters of every expert of the layer ('E D F' arrays)."""
     return self._each(lambda w: jax.lax.dynamic_index_in_dim(w, self.layer, keepdims=False))
@@ -62,7 +66,9 @@ class Experts:
 
 def experts_form(tokens: int, active: int, number: int) -> str:
   """The form to use. Few tokens touch few experts: read only those. Many: sort by expert, then the platform's kernel."""
-  return 'gathered' if tokens * active <= max(2 * active, number // 2) else experts_kernel()
+  if tokens * active <= max(2 * active, number // 2):
+    return 'paired' if platform() == 'gpu' else 'gathered'
+  return experts_kernel()
 
 
 def run_experts(

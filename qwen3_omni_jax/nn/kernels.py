@@ -4,26 +4,23 @@
                blockwise  plain JAX, running softmax over tiles                    anywhere; no matrix of all scores
                splash     jax's Pallas kernel                                      TPU; head dims of 64 and multiples of 128
                cudnn      jax.nn.dot_product_attention                             GPU; bfloat16, float16; builds the mask
-    experts    blocked    plain JAX, see nn/experts.py                             anywhere; the fast one on CPU
-               ragged     jax.lax.ragged_dot                                       anywhere (10 to 20 times slower on CPU)
+    experts    blocked    plain JAX, see nn/experts.py                             anywhere; the fast one on CPU and H200
+               ragged     jax.lax.ragged_dot                                       anywhere (10 to 20 times slower on both)
                megablox   jax's Pallas kernel                                      TPU
                tokamax    tokamax.ragged_dot: Mosaic or Triton kernels, else XLA   where tokamax is installed
 
 QWEN3_OMNI_KERNELS, as in `attention=blockwise,experts=ragged`, overrides the choice of a program wherever the named kernel can
 do the shape; an explicit `backend` or `form` argument overrides both. It is read when a program is traced.
-The defaults on TPU and GPU have been compiled (TPU) or argued (GPU), not timed: neither was at hand.
+The defaults on GPU come from benchmarks/results/gpu.json; those on TPU have been compiled, not run: none was at hand.
 """
 
 import functools
 import importlib.util
-import logging
 import os
 
 import jax.numpy as jnp
 
 from ..sharding import platform
-
-log = logging.getLogger(__name__)
 
 ATTENTION = ('dense', 'blockwise', 'splash', 'cudnn')
 EXPERTS = ('blocked', 'ragged', 'megablox', 'tokamax')
@@ -31,6 +28,7 @@ VARIABLE = 'QWEN3_OMNI_KERNELS'
 
 # Above this many scores per head no kernel that builds a [T, S] matrix, of scores or as a mask, is used.
 DENSE_SCORES = 2048 * 2048
+_CUDNN_SCORES = 16384 * 16384  # its mask takes two bytes a score
 _SPLASH_SCORES = 256 * 256  # below, padding to blocks of 128 costs more than the kernel saves
 
 
@@ -64,21 +62,16 @@ def _attends(kernel: str, q, k, plain_mask: bool, cuts: int) -> bool:
     return plain_mask and N % K == 0 and (H == 64 or H % 128 == 0) and (cuts == 1 or T % (128 * cuts) == 0)
   if kernel == 'cudnn':  # see jax's check_is_flash_attention; training with a bias needs even lengths
     narrow = q.dtype in (jnp.bfloat16, jnp.float16) or platform() == 'cpu'  # where XLA's form stands in for it, in tests
-    return narrow and H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0 and T * S <= DENSE_SCORES
+    return narrow and H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0 and T * S <= _CUDNN_SCORES
   return kernel in ATTENTION
 
 
 def experts_kernel() -> str:
   """The form of the grouped matmul, of EXPERTS."""
-  here = platform()
-  wanted = overrides().get('experts')
-  if wanted:
-    if wanted == 'tokamax':
-      require_tokamax()
-    return wanted
-  if here == 'gpu':
-    return 'tokamax' if _has_tokamax() else _without_tokamax()
-  return {'cpu': 'blocked', 'tpu': 'megablox'}.get(here, 'ragged')
+  wanted = overrides().get('experts') or ('megablox' if platform() == 'tpu' else 'blocked')
+  if wanted == 'tokamax':
+    require_tokamax()
+  return wanted
 
 
 def overrides() -> dict[str, str]:
@@ -108,9 +101,3 @@ def require_tokamax() -> None:
   """Raises ValueError where it is not installed."""
   if not _has_tokamax():
     raise ValueError('experts=tokamax: tokamax is not installed; pip install tokamax, or choose experts=ragged')
-
-
-@functools.cache
-def _without_tokamax() -> str:
-  log.warning('tokamax is not installed: the experts use jax.lax.ragged_dot; pip install tokamax for faster kernels')
-  return 'ragged'

@@ -32,7 +32,7 @@ def _as_libraries_expect():
     yield
 
 
-@pytest.mark.parametrize('form', ['gathered', 'ragged', 'blocked', 'megablox', 'tokamax'])
+@pytest.mark.parametrize('form', ['gathered', 'paired', 'ragged', 'blocked', 'megablox', 'tokamax'])
 @pytest.mark.parametrize('kind', ['balanced', 'few', 'one'])
 @pytest.mark.parametrize('tokens', [1, 37])
 def test_forms_equal_dense_forward_and_backward(params, form, kind, tokens):
