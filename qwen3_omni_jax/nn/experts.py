@@ -4,7 +4,6 @@ nn/kernels.py chooses. Rows come sorted by expert; what has no expert here (numb
 comes last, and its result means nothing.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -54,7 +53,7 @@ class Experts:
 
   def chosen(self, experts: Int[Array, ' P']) -> Params:
     """The parameters of some experts, one after another ('P D F' arrays)."""
-    return self._each(lambda w: w[self.layer, experts])
+    return self._each(lambda w: _read(w, self.layer, experts))
 
   def all(self) -> Params:
     """The parameters of every expert of the layer ('E D F' arrays)."""
@@ -62,6 +61,20 @@ class Experts:
 
   def _each(self, pick) -> Params:
     return jax.tree.map(pick, {'gate': self.gate, 'up': self.up, 'down': self.down})
+
+
+def _read(w: Array, layer: Int[Array, ''], experts: Int[Array, ' P']) -> Array:
+  """w[layer, experts]."""
+  if len(experts) > 1:
+    return w[layer, experts]
+  return jax.lax.dynamic_slice(w, (layer, experts[0], 0, 0), (1, 1, *w.shape[2:]))[0]
+
+
+def _add(w: Array, layer: Int[Array, ''], experts: Int[Array, ' P'], change: Array) -> Array:
+  """w with `change` added to w[layer, experts]."""
+  if len(experts) > 1:
+    return w.at[layer, experts].add(change.astype(w.dtype))
+  return jax.lax.dynamic_update_slice(w, (_read(w, layer, experts) + change.astype(w.dtype))[None], (layer, experts[0], 0, 0))
 
 
 def experts_form(tokens: int, active: int, number: int) -> str:
@@ -161,26 +174,31 @@ def _in_blocks(rows, expert, slot, sizes: Int[Array, ' E'], experts: Experts, ex
   ones, and each expert adds at most one more.
   """
   M, number = len(rows), experts.number
-  block = min(32, max(8, 1 << (expected // number).bit_length()))
-  blocks = -(-M // block) + min(number, M)
+  block = min(LARGEST_BLOCK.get(platform(), 32), max(8, 1 << (expected // number).bit_length()))
+  at_once = min(AT_ONCE.get(platform(), 1), -(-M // block) + min(number, M))
+  blocks = -(-(-(-M // block) + min(number, M)) // at_once) * at_once
   blocks_of = -(-sizes // block)
   last = jnp.cumsum(blocks_of)
   start = jnp.concatenate([last - blocks_of, jnp.zeros(1, last.dtype)])[expert]
   place = jnp.where((slot >= 0) & (expert < number), start * block + slot, blocks * block)
-  source = _inverse(place, blocks * block).reshape(blocks, block)
-  expert_of_block = jnp.searchsorted(last, jnp.arange(blocks), side='right')
-  return _run_blocks(rows, experts, source, place, expert_of_block, last[-1])
+  source = _inverse(place, blocks * block).reshape(-1, at_once, block)
+  expert_of_block = jnp.searchsorted(last, jnp.arange(blocks), side='right').reshape(-1, at_once)
+  return _run_blocks(rows, experts, source, place, expert_of_block, -(-last[-1] // at_once))
+
+
+LARGEST_BLOCK = {'gpu': 128}  # rows
+AT_ONCE = {'gpu': 16}  # blocks computed together, each with a copy of its expert's weights: many small matmuls idle a GPU
 
 
 @jax.custom_vjp
 def _run_blocks(rows, experts: Experts, source, place, expert_of_block, used):
-  """SwiGLU of the first `used` blocks. source: row of each place in a block (M: none); place: its inverse."""
+  """SwiGLU of the first `used` groups of blocks. source 'groups at_once block': row of each place; place: its inverse."""
 
-  def one_block(i, y):
-    out = swiglu(take_rows(rows, source[i]), experts.one(expert_of_block[i]))
+  def one_group(i, y):
+    out = jax.vmap(swiglu)(take_rows(rows, source[i]), experts.chosen(expert_of_block[i]))
     return jax.lax.dynamic_update_index_in_dim(y, out, i, 0)
 
-  y = jax.lax.fori_loop(0, used, one_block, jnp.zeros((*source.shape, rows.shape[-1]), rows.dtype))
+  y = jax.lax.fori_loop(0, used, one_group, jnp.zeros((*source.shape, rows.shape[-1]), rows.dtype))
   return take_rows(y.reshape(-1, rows.shape[-1]), place)
 
 
@@ -189,33 +207,29 @@ def _run_blocks_forward(*inputs):
 
 
 def _run_blocks_backward(inputs, dy):
-  """Each block is computed again, and what it says of its expert's weights is added where they lie: differentiating the loop
-  would add an array of the size of all experts for every block."""
+  """Each group is computed again, and what it says of its experts' weights is added where they lie: differentiating the loop
+  would add an array of the size of all experts for every group."""
   rows, experts, source, place, expert_of_block, used = inputs
   leaves, structure = jax.tree.flatten(experts)
   trained = [i for i, w in enumerate(leaves) if jnp.issubdtype(w.dtype, jnp.inexact)]
 
-  def with_trained(values):
-    chosen = list(leaves)
-    for i, value in zip(trained, values, strict=True):
-      chosen[i] = value
-    return jax.tree.unflatten(structure, chosen)
-
-  def one_block(i, carry):
+  def one_group(i, carry):
     dx, grads = carry
-    expert = expert_of_block[i]
-    window = lambda w: jax.lax.dynamic_slice(w, (experts.layer, expert, 0, 0), (1, 1, *w.shape[2:]))
-    one = lambda x, weights: swiglu(x, dataclasses.replace(with_trained(weights), layer=jnp.int32(0)).one(0))
-    _, pull = jax.vjp(one, take_rows(rows, source[i]), [window(leaves[t]) for t in trained])
-    dx_block, changes = pull(take_rows(dy, source[i]))
-    grads = [
-      jax.lax.dynamic_update_slice(g, window(g) + c.astype(g.dtype), (experts.layer, expert, 0, 0))
-      for g, c in zip(grads, changes, strict=True)
-    ]
-    return jax.lax.dynamic_update_index_in_dim(dx, dx_block, i, 0), grads
+    here = experts.layer, expert_of_block[i]
+    local = [jnp.int32(0) if w is experts.layer else _read(w, *here)[None] for w in leaves]
+
+    def compute(x, values):
+      for t, value in zip(trained, values, strict=True):
+        local[t] = value
+      return jax.vmap(swiglu)(x, jax.tree.unflatten(structure, local).all())
+
+    _, pull = jax.vjp(compute, take_rows(rows, source[i]), [local[t] for t in trained])
+    dx_group, changes = pull(take_rows(dy, source[i]))
+    grads = [_add(g, *here, change[0]) for g, change in zip(grads, changes, strict=True)]
+    return jax.lax.dynamic_update_index_in_dim(dx, dx_group, i, 0), grads
 
   start = jnp.zeros((*source.shape, rows.shape[-1]), rows.dtype), [jnp.zeros_like(leaves[i]) for i in trained]
-  dx, grads = jax.lax.fori_loop(0, used, one_block, start)
+  dx, grads = jax.lax.fori_loop(0, used, one_group, start)
   nothing = lambda a: np.zeros(a.shape, jax.dtypes.float0)
   cotangents = [nothing(w) for w in leaves]
   for i, g in zip(trained, grads, strict=True):

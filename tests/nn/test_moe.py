@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen3_omni_jax.nn import experts as experts_module
 from qwen3_omni_jax.nn.experts import GROUPED, Experts, experts_form, matmuls, run_experts
 from qwen3_omni_jax.nn.moe import FORMS, moe, moe_spec, route
 from qwen3_omni_jax.nn.params import init_params
@@ -71,6 +72,12 @@ def test_what_a_kernel_leaves_past_the_last_row_reaches_nothing(params, monkeypa
   monkeypatch.setitem(GROUPED, 'careless', functools.partial(matmuls, careless))
   got = jax.value_and_grad(functools.partial(loss, 'careless'), (0, 1))(rows, params['experts'])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+
+
+@pytest.mark.parametrize('kind', ['balanced', 'few', 'one'])
+def test_blocks_computed_together_equal_dense_forward_and_backward(monkeypatch, params, kind):
+  monkeypatch.setattr(experts_module, 'AT_ONCE', {'cpu': 3})
+  test_forms_equal_dense_forward_and_backward(params, 'blocked', kind, 37)
 
 
 @pytest.mark.parametrize('form', sorted(FORMS))
