@@ -1,0 +1,337 @@
+"""One GPU, released sizes, random weights: kernels of one layer, the whole Thinker beside transformers, training.
+
+    python benchmarks/gpu.py [layers] [thinker] [reference] [train] [--out benchmarks/results/gpu.json]
+
+Every part runs in a process of its own, and what it measured is written as soon as it is known; what fails says why.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import traceback
+
+os.environ.setdefault('JAX_PLATFORMS', 'cuda,cpu')
+os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.94')
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from common import ROOT, circumstances  # noqa: E402
+
+PARTS = ('layers', 'thinker', 'reference', 'train')
+PROMPT, NEW_TOKENS = 2048, 64
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+  parser.add_argument('parts', nargs='*', metavar='PART', help=f'of {", ".join(PARTS)}; default: all')
+  parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results' / 'gpu.json')
+  parser.add_argument('--alone', action='store_true', help='run the part in this process and print its result')
+  parser.add_argument('--limit', type=int, default=280, help='seconds for a part')
+  args = parser.parse_args()
+  if args.alone:
+    globals()[args.parts[0]]()
+    return
+  result: dict = {'date': time.strftime('%Y-%m-%d'), 'parts': {}}
+  for part in args.parts or PARTS:
+    command = [sys.executable, __file__, part, '--alone']
+    try:
+      done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=args.limit)
+      lines = done.stdout.splitlines()
+    except subprocess.TimeoutExpired as e:
+      lines = [*(e.stdout or b'').decode().splitlines(), json.dumps({'stopped': f'after {args.limit} s'})]
+    rows = [json.loads(line) for line in lines if line.startswith('{')]
+    result['parts'][part] = rows
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + '\n')
+
+
+def report(**row) -> None:
+  print(json.dumps(row), flush=True)
+  print(row, file=sys.stderr, flush=True)
+
+
+def tried(what: str, measure, **facts) -> None:
+  try:
+    report(what=what, **facts, **measure())
+  except Exception as e:  # the next measurement goes on
+    traceback.print_exc(limit=3)
+    report(what=what, **facts, error=f'{type(e).__name__}: {str(e)[:160]}')
+
+
+def median_ms(run, repeats: int = 7) -> float:
+  """run() must return arrays; it is compiled and warm before the clock starts."""
+  import jax
+  import numpy as np
+
+  for _ in range(2):
+    jax.block_until_ready(run())
+  times = []
+  for _ in range(repeats):
+    started = time.perf_counter()
+    jax.block_until_ready(run())
+    times.append(time.perf_counter() - started)
+  return round(1e3 * float(np.median(times)), 3)
+
+
+def config(layers: int | None = None):
+  from qwen3_omni_jax.config import parse_config
+
+  data = json.loads((ROOT / 'configs' / 'model' / 'instruct.json').read_text())
+  if layers is not None:
+    data['thinker_config']['text_config']['num_hidden_layers'] = layers
+    data['thinker_config']['vision_config']['deepstack_visual_indexes'] = [8]
+    data['talker_config']['accept_hidden_layer'] = 1
+  return parse_config(data)
+
+
+def cheap_params(spec, dtype):
+  """Values that look random, made in place: a random number generator would need several times an array's memory."""
+  import jax
+  import jax.numpy as jnp
+
+  from qwen3_omni_jax.nn.params import is_param
+
+  def fill(p):
+    if p.init != 'normal':
+      return p.create(jax.random.key(0), dtype)
+
+    @jax.jit
+    def make():
+      mixed = jnp.zeros(p.shape, jnp.uint32)
+      for axis, factor in zip(range(len(p.shape)), (2654435761, 2246822519, 3266489917, 668265263, 374761393), strict=False):
+        count = jax.lax.broadcasted_iota(jnp.uint32, p.shape, axis)
+        mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2654435769) + count * jnp.uint32(factor)
+      mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
+      return (((mixed >> 8).astype(jnp.float32) / 2**23 - 1) * (3 / p.fan_in) ** 0.5).astype(dtype)
+
+    return make()
+
+  return jax.tree.map(fill, spec, is_leaf=is_param)
+
+
+def layers() -> None:
+  """Matmul rate and bandwidth of the card; one MoE layer and one attention layer of the Thinker, every kernel, both ways."""
+  import jax
+  import jax.numpy as jnp
+
+  from qwen3_omni_jax.nn.attention import attention
+  from qwen3_omni_jax.nn.experts import Experts
+  from qwen3_omni_jax.nn.moe import moe, moe_spec
+
+  report(what='machine', gpu=jax.devices()[0].device_kind, **circumstances())
+  a = jnp.ones((8192, 8192), jnp.bfloat16)
+  product = jax.jit(lambda a: a @ a)
+  ms = median_ms(lambda: product(a))
+  report(what='matmul 8192', ms=ms, tflops=round(2 * 8192**3 / ms / 1e9))
+  big = jnp.ones((2**31,), jnp.bfloat16)
+  add = jax.jit(lambda x: x + 1)
+  ms = median_ms(functools.partial(add, big))
+  report(what='copy 4 GiB', ms=ms, gb_per_s=round(2 * big.nbytes / ms / 1e6))
+
+  text = config().thinker.text
+  D, F, E, A = text.hidden_size, text.moe_intermediate_size, text.num_experts, text.num_experts_per_tok
+  params = cheap_params(moe_spec(D, F, E), jnp.bfloat16)
+  for tokens in (1, 8, 64, 2048, 8192):
+    x = jax.random.normal(jax.random.key(1), (1, tokens, D), jnp.bfloat16)
+    forms = ['gathered', 'paired', 'dense'] * (tokens <= 64) + ['ragged', 'tokamax', 'blocked']
+    for form in forms:
+      run = jax.jit(lambda x, p, form=form: moe(x, p, Experts.of_layer(p['experts']), A, True, form=form)[0])
+      flops = 6 * tokens * A * D * F
+
+      def forward(run=run, x=x, flops=flops):
+        ms = median_ms(lambda: run(x, params))
+        return {'ms': ms, 'tflops': round(flops / ms / 1e9, 1)}
+
+      tried('moe forward', forward, tokens=tokens, form=form)
+      if tokens >= 2048:
+        both = jax.jit(jax.grad(lambda x, p, run=run: run(x, p).astype(jnp.float32).sum(), (0, 1)))
+
+        def backward(both=both, x=x, flops=flops):
+          ms = median_ms(lambda: both(x, params))
+          return {'ms': ms, 'tflops': round(3 * flops / ms / 1e9, 1)}
+
+        tried('moe forward and backward', backward, tokens=tokens, form=form)
+
+  N, K, H = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+  for tokens in (2048, 8192):
+    q = jax.random.normal(jax.random.key(2), (1, tokens, N, H), jnp.bfloat16)
+    k = v = jax.random.normal(jax.random.key(3), (1, tokens, K, H), jnp.bfloat16)
+    segment = jnp.ones((1, tokens), jnp.int32)
+    for backend in ('dense', 'blockwise', 'cudnn'):
+      run = jax.jit(functools.partial(attention, q_segment=segment, k_segment=segment, causal=True, backend=backend))
+      both = jax.jit(jax.grad(lambda q, k, v, run=run: run(q, k, v).astype(jnp.float32).sum(), (0, 1, 2)))
+      flops = 2 * tokens * tokens * N * H  # the half that causality leaves
+      rate = lambda ms, n, flops=flops: {'ms': ms, 'tflops': round(n * flops / ms / 1e9, 1)}
+      tried('attention forward', lambda: rate(median_ms(lambda: run(q, k, v)), 1), tokens=tokens, kernel=backend)
+      if backend != 'dense' or tokens == 2048:
+        there_and_back = lambda: rate(median_ms(lambda: both(q, k, v)), 3.5)
+        tried('attention forward and backward', there_and_back, tokens=tokens, kernel=backend)
+
+
+def thinker() -> None:
+  """Prefill of PROMPT tokens, and decode at batch 1, 8, 64."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from qwen3_omni_jax.infer import decode
+  from qwen3_omni_jax.infer.collate import Batch, Media
+  from qwen3_omni_jax.infer.sampling import Sampling, sampling_rows
+  from qwen3_omni_jax.models.thinker import Features, ThinkerTokens, thinker_spec
+  from qwen3_omni_jax.nn.cache import init_cache
+
+  cfg = config().thinker
+  params = cheap_params(thinker_spec(cfg), jnp.bfloat16)
+  jax.block_until_ready(params)
+  report(what='weights', gb=round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9, 2))
+  V = cfg.text.vocab_size
+
+  def prompt(B: int, T: int) -> Batch:
+    ids = np.random.default_rng(0).integers(0, V, (B, T)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(T, dtype=np.float32), (3, B, T)).copy()
+    tokens = ThinkerTokens(ids, positions, np.ones((B, T), np.int32))
+    return Batch(tokens, Media(), np.full(B, T, np.int32), np.full(B, T, np.float32))
+
+  def settings(B: int):
+    limits = decode.Limits(stop=np.full(4, -1, np.int32), tokens=np.full(B, 4096, np.int32))
+    return sampling_rows([Sampling()] * B, V), limits
+
+  def prefill():
+    sampling, limits = settings(1)
+    batch = prompt(1, PROMPT).replace(media=())
+    run = lambda: decode.prefill(
+      params, cfg, batch, Features(), sampling, limits, slots=PROMPT, outputs=64, penalised=False, dtype=jnp.bfloat16
+    )[0].token  # fmt: skip
+    return {'ms': median_ms(run, 5)}
+
+  tried('prefill', prefill, tokens=PROMPT)
+
+  def step(B: int, context: int):
+    sampling, limits = settings(B)
+    zeros = jnp.zeros(B, jnp.int32)
+    state = decode.State(
+      cache=init_cache(cfg.text, B, context + 256, jnp.bfloat16), filled=jnp.full(B, context, jnp.int32),
+      position=jnp.full(B, context, jnp.float32), token=jnp.arange(B, dtype=jnp.int32), done=jnp.zeros(B, bool),
+      output=jnp.zeros((B, 256), jnp.int32), count=zeros, seen=None,
+    )  # fmt: skip
+    times = []
+    for _ in range(3):
+      started = time.perf_counter()
+      state = decode.decode(params, cfg, state, sampling, limits, jnp.int32(NEW_TOKENS), dtype=jnp.bfloat16)
+      state.token.block_until_ready()
+      times.append((time.perf_counter() - started) / NEW_TOKENS)
+    ms = 1e3 * min(times[1:])
+    return {'ms_per_step': round(ms, 3), 'tokens_per_s': round(1e3 * B / ms, 1)}
+
+  for B, context in ((1, 2048), (8, 2048), (64, 1024)):
+    tried('decode', lambda B=B, context=context: step(B, context), batch=B, context=context)
+
+
+def reference() -> None:
+  """The same of transformers' Thinker."""
+  import torch
+  import transformers
+  from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe as configs
+  from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as models
+
+  data = json.loads((ROOT / 'configs' / 'model' / 'instruct.json').read_text())['thinker_config']
+  cfg = configs.Qwen3OmniMoeThinkerConfig(**data)
+  report(what='reference', transformers=transformers.__version__, torch=torch.__version__, gpu=torch.cuda.get_device_name())
+  torch.set_grad_enabled(False)
+  with torch.device('meta'):
+    model = models.Qwen3OmniMoeThinkerTextModel._from_config(cfg.text_config, dtype=torch.bfloat16)
+    head = torch.nn.Linear(cfg.text_config.hidden_size, cfg.text_config.vocab_size, bias=False, dtype=torch.bfloat16)
+  model, head = model.to_empty(device='cuda').eval(), head.to_empty(device='cuda')
+  for p in (*model.parameters(), *head.parameters()):
+    p.normal_(0, 0.02) if p.ndim > 1 else p.fill_(1)
+  rotary = models.Qwen3OmniMoeThinkerTextRotaryEmbedding(cfg.text_config, device='cuda')
+  model.rotary_emb = rotary
+
+  def median(run, repeats=5):
+    times = []
+    for _ in range(repeats + 1):
+      torch.cuda.synchronize()
+      started = time.perf_counter()
+      run()
+      torch.cuda.synchronize()
+      times.append(time.perf_counter() - started)
+    return sorted(times[1:])[repeats // 2]
+
+  def prefill():
+    ids = torch.randint(0, 150000, (1, PROMPT), device='cuda')
+    return {'ms': round(1e3 * median(lambda: head(model(input_ids=ids, use_cache=True).last_hidden_state[:, -1:]).argmax(-1)), 2)}
+
+  tried('prefill', prefill, tokens=PROMPT)
+
+  def step(B: int, context: int):
+    ids = torch.randint(0, 150000, (B, min(context, 128)), device='cuda')
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    for layer in cache.layers:  # as if the context had been read
+      layer.keys = layer.keys.repeat(1, 1, context // ids.shape[1], 1)
+      layer.values = layer.values.repeat(1, 1, context // ids.shape[1], 1)
+    token, at = ids[:, :1], context
+
+    def one():
+      nonlocal token, at
+      position = torch.full((3, B, 1), at, device='cuda')
+      out = model(input_ids=token, position_ids=position, past_key_values=cache, use_cache=True)
+      token, at = head(out.last_hidden_state).argmax(-1), at + 1
+
+    seconds = median(one, 21)
+    return {'ms_per_step': round(1e3 * seconds, 2), 'tokens_per_s': round(B / seconds, 1)}
+
+  for B, context in ((1, 2048), (8, 2048), (64, 1024)):
+    tried('decode', lambda B=B, context=context: step(B, context), batch=B, context=context)
+
+
+def train() -> None:
+  """Steps of full training at true widths, depth cut, one row of 8,192 tokens, bfloat16."""
+  import jax
+  import numpy as np
+  from qwen3_omni_jax.train.batch import TrainBatch
+  from qwen3_omni_jax.train.config import Recipe
+  from qwen3_omni_jax.train.stages import Part
+  from qwen3_omni_jax.train.state import init_state, roles
+  from qwen3_omni_jax.train.step import compiled_step
+  from qwen3_omni_jax.train.utilisation import peak, step_flops
+
+  from qwen3_omni_jax.infer.collate import Media
+  from qwen3_omni_jax.models.thinker import ThinkerTokens
+  from qwen3_omni_jax.sharding import make_mesh
+
+  mesh = make_mesh({})
+  T = 8192
+  for depth in (2, 4):
+
+    def steps(depth=depth):
+      cfg = config(depth)
+      recipe = Recipe(parts=(Part(pattern='thinker/.*', lr=1e-4),))
+      who = roles(cfg, recipe)
+      ids = np.random.default_rng(0).integers(0, 150000, (1, T)).astype(np.int32)
+      positions = np.broadcast_to(np.arange(T, dtype=np.float32), (3, 1, T)).copy()
+      tokens = ThinkerTokens(ids, positions, np.ones((1, T), np.int32))
+      batch = TrainBatch(tokens, Media(), np.roll(ids, -1, 1), np.ones((1, T), np.float32), np.zeros((1, T), np.int32))
+      flops = step_flops(cfg, who, [batch])
+      state, step = init_state(None, cfg, recipe, mesh), compiled_step(cfg, recipe, mesh)
+      times = []
+      for _ in range(5):
+        started = time.perf_counter()
+        state, values = step(state, batch)
+        loss = float(values['loss'])
+        times.append(time.perf_counter() - started)
+      seconds, most = min(times[1:]), peak()
+      used = jax.devices()[0].memory_stats()['peak_bytes_in_use']
+      return {
+        'ms': round(1e3 * seconds, 1), 'tokens_per_s': round(T / seconds), 'mfu': most and round(flops / seconds / most, 3),
+        'peak_gb': round(used / 1e9, 1), 'compile_s': round(times[0], 1), 'loss': round(loss, 3),
+      }  # fmt: skip
+
+    tried('train', steps, layers=depth, tokens=T)
+
+
+if __name__ == '__main__':
+  main()
