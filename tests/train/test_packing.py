@@ -19,7 +19,7 @@ from tests.train.data_folder import chat_records, small_config, write_jsonl
 # those of the audio encoder's key biases are zero but for rounding (a softmax does not see them).
 LOSS_RTOL = 2e-6
 GRADIENT_RTOL = 2e-5
-FLOOR = 1e-4
+FLOOR = 1e-3  # of the largest gradient: those of key biases are zero but for rounding
 FEATURE_RTOL = 2e-5  # of the largest feature
 
 
