@@ -77,11 +77,11 @@ def _add(w: Array, layer: Int[Array, ''], experts: Int[Array, ' P'], change: Arr
   return jax.lax.dynamic_update_slice(w, (_read(w, layer, experts) + change.astype(w.dtype))[None], (layer, experts[0], 0, 0))
 
 
-def experts_form(tokens: int, active: int, number: int) -> str:
+def experts_form(tokens: int, active: int, experts: Experts) -> str:
   """The form to use. Few tokens touch few experts: read only those. Many: sort by expert, then the platform's kernel."""
-  if tokens * active <= max(2 * active, number // 2):
+  if tokens * active <= max(2 * active, experts.number // 2):
     return 'paired' if platform() == 'gpu' else 'gathered'
-  return experts_kernel()
+  return experts_kernel(*experts.gate.shape[-2:])
 
 
 def run_experts(
@@ -91,7 +91,8 @@ def run_experts(
 
   expected: about how many rows have an expert here; None for all of them. It decides nothing but speed.
   """
-  return GROUPED[form or experts_kernel()](rows, expert, experts, len(rows) if expected is None else expected)
+  form = form or experts_kernel(*experts.gate.shape[-2:])
+  return GROUPED[form](rows, expert, experts, len(rows) if expected is None else expected)
 
 
 def matmuls(dot, rows, expert, experts: Experts, expected: int):

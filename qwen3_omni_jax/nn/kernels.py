@@ -6,7 +6,7 @@
                cudnn      jax.nn.dot_product_attention                             GPU; bfloat16, float16; builds the mask
     experts    blocked    plain JAX, see nn/experts.py                             anywhere; the fast one on CPU and H200
                ragged     jax.lax.ragged_dot                                       anywhere (10 to 20 times slower on both)
-               megablox   jax's Pallas kernel                                      TPU
+               megablox   jax's Pallas kernel                                      TPU; widths that 128 divides, else ragged
                tokamax    tokamax.ragged_dot: Mosaic or Triton kernels, else XLA   where tokamax is installed
 
 QWEN3_OMNI_KERNELS, as in `attention=blockwise,experts=ragged`, overrides the choice of a program wherever the named kernel can
@@ -66,11 +66,13 @@ def _attends(kernel: str, q, k, plain_mask: bool, cuts: int) -> bool:
   return kernel in ATTENTION
 
 
-def experts_kernel() -> str:
-  """The form of the grouped matmul, of EXPERTS."""
+def experts_kernel(D: int, F: int) -> str:
+  """The form of the grouped matmul, of EXPERTS, for weights 'E D F'."""
   wanted = overrides().get('experts') or ('megablox' if platform() == 'tpu' else 'blocked')
   if wanted == 'tokamax':
     require_tokamax()
+  if wanted == 'megablox' and (D % 128 or F % 128):
+    return 'ragged'  # tiles of such widths compile forward, not backward
   return wanted
 
 

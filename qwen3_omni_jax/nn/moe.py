@@ -92,7 +92,7 @@ def moe(
     y, lost = expert_parallel(x, routing, experts, mesh, dispatch)
   else:
     flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), routing.replace(log_z=None))
-    form = form or experts_form(*flat.experts.shape, experts.number)
+    form = form or experts_form(*flat.experts.shape, experts)
     y, lost = FORMS[form](x.reshape(-1, x.shape[-1]), flat, experts).reshape(x.shape), jnp.int32(0)
   routing = routing.replace(lost=lost)
   if 'shared' in p:

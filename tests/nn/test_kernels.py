@@ -34,8 +34,9 @@ def test_experts_by_platform(monkeypatch):
   chosen = {}
   for here in ('cpu', 'tpu', 'gpu'):
     monkeypatch.setattr(kernels, 'platform', lambda here=here: here)
-    chosen[here] = kernels.experts_kernel()
-  assert chosen == {'cpu': 'blocked', 'tpu': 'megablox', 'gpu': 'blocked'}
+    chosen[here] = kernels.experts_kernel(2048, 768), kernels.experts_kernel(2048, 192)
+  blocked = ('blocked', 'blocked')
+  assert chosen == {'cpu': blocked, 'tpu': ('megablox', 'ragged'), 'gpu': blocked}
   monkeypatch.setattr(kernels, '_has_tokamax', lambda: False)
   with pytest.raises(ValueError, match='tokamax is not installed; pip install tokamax'):
     kernels.require_tokamax()
@@ -43,7 +44,7 @@ def test_experts_by_platform(monkeypatch):
 
 def test_a_named_kernel_is_used_where_it_can_do_the_shape(monkeypatch):
   monkeypatch.setenv(kernels.VARIABLE, 'attention=splash,experts=ragged')
-  assert kernels.experts_kernel() == 'ragged'
+  assert kernels.experts_kernel(2048, 768) == 'ragged'
   assert kernels.attention_kernel(*shapes(128, 4, 2, 64), plain_mask=True) == 'splash'
   assert kernels.attention_kernel(*shapes(128, 4, 2, 72), plain_mask=True) == 'dense'
   assert kernels.attention_kernel(*shapes(128, 4, 2, 64), plain_mask=True, wanted='blockwise') == 'blockwise'
@@ -53,7 +54,7 @@ def test_a_named_kernel_is_used_where_it_can_do_the_shape(monkeypatch):
 def test_names_that_are_not_kernels_are_refused(monkeypatch, text):
   monkeypatch.setenv(kernels.VARIABLE, text)
   with pytest.raises(ValueError, match='is not understood; expected attention=dense | blockwise'):
-    kernels.experts_kernel()
+    kernels.experts_kernel(2048, 768)
 
 
 def test_a_kernel_that_cannot_is_refused():
