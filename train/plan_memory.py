@@ -33,7 +33,7 @@ def held_bytes(cfg, job, mesh) -> dict[str, int]:
 
   from qwen3_omni_jax.models.omni import omni_spec
 
-  from .plan import placed, program
+  from .plan_programs import placed, program
 
   held = {name: tree_bytes(tree) for name, tree in program(cfg, job, mesh)[2].items()}
   beside = ('audio', 'vision', 'talker', 'code_predictor', 'code2wav')

@@ -63,7 +63,7 @@ def _source(compiled) -> str:
   if compiled.needed is not None:
     return 'not counted: the program does not fit'
   if compiled.collectives is None:
-    return 'not counted: libtpu could not print the compiled program'
+    return 'not counted: libtpu has not written down the compiled program'
   return 'compiled program; bytes a device receives in one run'
 
 
