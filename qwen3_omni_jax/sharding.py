@@ -164,13 +164,13 @@ def follow_params(function):
   return call
 
 
-def batch_axes(rows: int, mesh) -> tuple[str, ...]:
-  """The mesh axes over which that many rows are shared out: of BATCH_AXES, in order, as long as they divide the rows.
+def batch_axes(rows: int, mesh, axes: Sequence[str] = BATCH_AXES) -> tuple[str, ...]:
+  """The mesh axes over which that many rows are shared out: of `axes`, in order, as long as they divide the rows.
 
   So a few rows to be decoded lie on as many devices as they fill, and the others help with experts and heads.
   """
   chosen: list[str] = []
-  for axis in BATCH_AXES:
+  for axis in axes:
     if rows % math.prod(mesh.shape[a] for a in (*chosen, axis)):
       break
     chosen.append(axis)
@@ -180,6 +180,21 @@ def batch_axes(rows: int, mesh) -> tuple[str, ...]:
 def length_axis(length: int, mesh) -> str | None:
   """'context' if sequences of that length are cut along it."""
   return 'context' if mesh.shape['context'] > 1 and length % mesh.shape['context'] == 0 else None
+
+
+def item_axes(items: int, mesh) -> tuple[str, ...]:
+  """The mesh axes over which what an encoder takes (audio windows, video frames) is shared out: `context` too."""
+  return batch_axes(items, mesh, (*BATCH_AXES, 'context'))
+
+
+def shard_items(x):
+  """x, 'R S ...', held by what an encoder takes; by length only where that leaves `context` unused. Without a mesh, x itself."""
+  mesh = current_mesh()
+  if mesh is None:
+    return x
+  axes = item_axes(x.shape[0], mesh)
+  length = None if 'context' in axes else length_axis(x.shape[1], mesh)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes or None, length))
 
 
 def shard_rows(x):

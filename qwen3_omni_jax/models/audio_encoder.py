@@ -6,10 +6,13 @@ grow with a clip's length, not with its square, and any number of clips make one
 row of the batch, told apart by segment.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from ..config import AudioConfig
 from ..nn.attention import attention
@@ -17,7 +20,7 @@ from ..nn.layers import gelu, layer_norm, layer_norm_spec, linear, linear_spec
 from ..nn.params import Param, Spec, declare, stack
 from ..nn.remat import rematerialised
 from ..shapes import Array, Float, Int, Params
-from ..sharding import shard_rows
+from ..sharding import current_mesh, item_axes, shard_items
 
 NORM_EPS = 1e-5  # of every layer norm; fixed in the reference
 SHRINK = 8  # mel frames per token and mel bins per convolved bin: three convolutions of stride 2
@@ -85,7 +88,7 @@ def encode_audio(
   unused); a window begins with a chunk. frames and conv_frames are then given for each chunk, and every chunk has 13 rows.
 
   windows_at_once: how many windows are convolved together; bounds the memory of the convolutions (12 MB a chunk at full
-  size). Default 1 on CPU, where it is also fastest, else 8; on a mesh, a multiple of the devices that share R.
+  size), on each device of a mesh. Default 1 on CPU, where it is also fastest, else 8.
   """
   R, F, _ = mel.shape
   chunks = F // cfg.chunk_frames
@@ -96,7 +99,12 @@ def encode_audio(
     )
   if windows_at_once is None:
     windows_at_once = 1 if jax.default_backend() == 'cpu' else 8
-  x = _convolve(params, cfg, mel, conv_frames, windows_at_once, remat)
+  convolve = functools.partial(_convolve, cfg=cfg, at_once=windows_at_once, remat=remat)
+  mesh = current_mesh()
+  if mesh is not None and (axes := item_axes(R, mesh)):  # each device its own windows, one block after the other
+    rows = PartitionSpec(axes)
+    convolve = jax.shard_map(convolve, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False)
+  x = shard_items(convolve({name: params[name] for name in CONVOLUTIONS}, mel, conv_frames))
   tokens = x.shape[1]
   per_chunk = tokens // chunks
   if segment is None:
@@ -112,7 +120,7 @@ def encode_audio(
     out = attention(q, k, v, q_segment=segment, k_segment=segment)
     x = x + jnp.einsum('RSNH,NHD->RSD', out, a['o']['kernel'].astype(x.dtype)) + a['o']['bias'].astype(x.dtype)
     y = linear(gelu(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down'])
-    return shard_rows(x + y), None
+    return shard_items(x + y), None
 
   x, _ = jax.lax.scan(rematerialised(layer, remat), x, params['layers'])
   return linear(gelu(linear(layer_norm(x, params['norm'], NORM_EPS), params['proj1'])), params['proj2'])
@@ -122,11 +130,15 @@ def _project(x: Float[Array, 'R S D'], p: Params) -> Float[Array, 'R S N H']:
   return jnp.einsum('RSD,DNH->RSNH', x, p['kernel'].astype(x.dtype)) + p['bias'].astype(x.dtype)
 
 
+CONVOLUTIONS = ('conv1', 'conv2', 'conv3', 'conv_out')
+
+
 def _convolve(
   params: Params,
-  cfg: AudioConfig,
   mel: Float[Array, 'R F M'],
   conv_frames: Int[Array, ' R'] | Int[Array, 'R X'],
+  *,
+  cfg: AudioConfig,
   at_once: int,
   remat: bool | str,
 ) -> Float[Array, 'R S D']:
@@ -150,10 +162,9 @@ def _convolve(
 
   block = block if remat in (False, 'none') else jax.checkpoint(block)  # its convolutions are large beside what they are given
   at_once = max(n for n in range(1, min(at_once, R) + 1) if R % n == 0)
-  # Strided blocks (rows i, i + R/at_once, …), so that where R is sharded every device has a share of each block.
-  split = lambda x: jnp.moveaxis(x.reshape(at_once, R // at_once, *x.shape[1:]), 1, 0)
+  split = lambda x: x.reshape(R // at_once, at_once, *x.shape[1:])
   x = jax.lax.map(block, (split(mel), split(conv_frames)))
-  return jnp.moveaxis(x, 0, 1).reshape(R, *x.shape[2:])
+  return x.reshape(R, *x.shape[2:])
 
 
 def _conv(x: Float[Array, 'n M T I'], p: Params) -> Float[Array, 'n M2 T2 O']:

@@ -66,14 +66,14 @@ class ThinkerOut:
 
 
 def embed_tokens(params: Params, ids: Int[Array, 'B T'], dtype=jnp.float32) -> Float[Array, 'B T D']:
-  return jnp.take(params['embed'], ids, axis=0).astype(dtype)
+  return shard_rows(jnp.take(params['embed'], ids, axis=0).astype(dtype))
 
 
 def merge_features(
   embeds: Float[Array, 'B T D'], features: Float[Array, 'R D'], index: Int[Array, 'B T']
 ) -> Float[Array, 'B T D']:
   """embeds with features[index] wherever index >= 0."""
-  rows = jnp.take(features, jnp.maximum(index, 0), axis=0).astype(embeds.dtype)
+  rows = shard_rows(jnp.take(features, jnp.maximum(index, 0), axis=0).astype(embeds.dtype))
   return jnp.where(index[..., None] >= 0, rows, embeds)
 
 

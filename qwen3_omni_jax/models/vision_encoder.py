@@ -16,7 +16,7 @@ from ..nn.layers import gelu, gelu_tanh, layer_norm, layer_norm_spec, linear, li
 from ..nn.params import Param, Spec, declare, stack
 from ..nn.remat import rematerialised
 from ..shapes import Array, Float, Int, Params
-from ..sharding import shard_rows
+from ..sharding import shard_items
 
 NORM_EPS = 1e-6  # of every layer norm; fixed in the reference
 
@@ -88,7 +88,7 @@ def encode_vision(
   # Half of the rotated pairs turn with the row, half with the column.
   angle = jnp.concatenate([rope.angles(at, cfg.head_dim // 2, cfg.rope_theta) for at in (rows, cols)], axis=-1)
   x = linear(patches, params['patch'])
-  x = x + position_embedding(params['positions'], cfg.grid_side, rows, cols, heights, widths).astype(x.dtype)
+  x = shard_items(x + position_embedding(params['positions'], cfg.grid_side, rows, cols, heights, widths).astype(x.dtype))
   levels = len(cfg.deepstack_visual_indexes)
   # Every layer writes its output to the slot of the next deepstack level, where the level's own layer writes last;
   # layers after the last level write to a spare slot.
@@ -105,7 +105,7 @@ def encode_vision(
     q, k = (rope.rotate(y.astype(jnp.float32), angle).astype(x.dtype) for y in (q, k))
     out = attention(q, k, v, q_segment=segment, k_segment=segment)
     x = x + jnp.einsum('RPNH,NHD->RPD', out, a['o']['kernel'].astype(x.dtype)) + a['o']['bias'].astype(x.dtype)
-    x = shard_rows(x + linear(gelu_tanh(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down']))
+    x = shard_items(x + linear(gelu_tanh(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down']))
     return (x, jax.lax.dynamic_update_index_in_dim(taps, x, slot, 0)), None
 
   step = rematerialised(layer, remat)
@@ -142,7 +142,7 @@ def position_embedding(
     return (low, 1 - part), (jnp.minimum(low + 1, side - 1), part)
 
   corners = [
-    jnp.take(table.astype(jnp.float32), row * side + col, axis=0) * (row_part * col_part)[..., None]
+    shard_items(jnp.take(table.astype(jnp.float32), row * side + col, axis=0)) * (row_part * col_part)[..., None]
     for row, row_part in taps(rows, heights)
     for col, col_part in taps(cols, widths)
   ]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ..shapes import Array, Bool, Float, Int
-from ..sharding import batch_axes, current_mesh, length_axis
+from ..sharding import batch_axes, current_mesh, item_axes, length_axis
 from .attention_kernels import cudnn_attention, splash_attention, splash_kernel, splash_specs
 from .kernels import attention_kernel
 
@@ -45,13 +45,14 @@ def attention(
   if k_index is None:
     k_index = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
   mesh = current_mesh()
-  cuts = mesh.shape['context'] if mesh is not None and length_axis(T, mesh) else 1
+  rows, length = ((), None) if mesh is None else _cut(B, T, mesh, causal)
+  cuts = 1 if length is None else mesh.shape[length]
   backend = attention_kernel(q, k, plain_mask=window is None and (aligned or not causal), cuts=cuts, wanted=backend)
   attend = functools.partial(_attend, causal=causal, window=window, backend=backend)
   kernel_of = lambda heads: splash_kernel(heads, T, S, causal, cuts) if backend == 'splash' else None
   if mesh is None:
     return attend(q, k, v, (q_segment, q_index), (k_segment, k_index), kernel_of(q.shape[2]), aligned)
-  return _on_mesh(attend, kernel_of, mesh, q, k, v, (q_segment, q_index), (k_segment, k_index), aligned)
+  return _on_mesh(attend, kernel_of, mesh, rows, length, q, k, v, (q_segment, q_index), (k_segment, k_index), aligned)
 
 
 def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window: int | None, backend: str):
@@ -72,11 +73,17 @@ def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window:
   return out.reshape(B, T, N, H)
 
 
-def _on_mesh(attend, kernel_of, mesh, q, k, v, query, key, aligned: bool):
+def _cut(B: int, T: int, mesh, causal: bool):
+  """Mesh axes for rows and for length. What an encoder takes is many short rows: they are shared out over all axes."""
+  rows = batch_axes(B, mesh) if causal else item_axes(B, mesh)
+  return rows, None if 'context' in rows else length_axis(T, mesh)
+
+
+def _on_mesh(attend, kernel_of, mesh, rows, length, q, k, v, query, key, aligned: bool):
   """Rows, heads and queries shared out; keys and values of a sequence cut by length are gathered (grouped heads make them
   small), and every query block skips what it does not see."""
-  (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
-  rows, length = batch_axes(B, mesh) or None, length_axis(T, mesh)
+  (T, N), (S, K) = q.shape[1:3], k.shape[1:3]
+  rows = rows or None
   keys_cut = length is not None and S == T
   share = N // mesh.shape['tensor']  # query heads of a device
   heads = 'tensor' if mesh.shape['tensor'] > 1 and N % mesh.shape['tensor'] == 0 else None
