@@ -46,7 +46,7 @@ def attention(
     k_index = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
   mesh = current_mesh()
   rows, length = ((), None) if mesh is None else _cut(B, T, mesh, causal)
-  cuts = 1 if length is None else mesh.shape[length]
+  cuts = 1 if mesh is None or length is None else mesh.shape[length]
   backend = attention_kernel(q, k, plain_mask=window is None and (aligned or not causal), cuts=cuts, wanted=backend)
   attend = functools.partial(_attend, causal=causal, window=window, backend=backend)
   kernel_of = lambda heads: splash_kernel(heads, T, S, causal, cuts) if backend == 'splash' else None
