@@ -100,7 +100,7 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
     with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
       directions, optimiser = towards.update(clipped, state.optimiser, state.trained)
     share = rate(recipe.optimiser, recipe.steps, state.step)
-    trained = {path: _moved(state.trained[path], directions[path], share, path, who) for path in state.trained}
+    trained = {path: moved(state.trained[path], directions[path], share, path, who) for path in state.trained}
     new, old = (trained, optimiser, _averaged(state.ema, trained, recipe.step.ema)), (state.trained, state.optimiser, state.ema)
     skipped = state.skipped
     if recipe.step.skip_nonfinite:
@@ -163,7 +163,7 @@ def _clip(grads: dict[str, Array], size: Array, largest: float) -> dict[str, Arr
   return {path: g * factor for path, g in grads.items()}
 
 
-def _moved(p: Array, towards: Array, share: Array, path: str, who: Roles) -> Array:
+def moved(p: Array, towards: Array, share: Array, path: str, who: Roles) -> Array:
   part = who.trained[path]
   decay = part.weight_decay if who.specs[path].init == 'normal' else 0.0  # matrices alone
   return p - share * part.lr * (towards.astype(jnp.float32) + decay * p)
