@@ -18,7 +18,8 @@ FILE = 'metrics.jsonl'
 
 
 class Metrics:
-  """The log of one run; of several processes the first one writes.
+  """The log of one run; of several processes the first one writes, also what its own input was. With `records`, each other one
+  writes the ids of its records: records-PROCESS.jsonl.
 
   Steps are written when they are known to be done: values are fetched one step late, so that the devices are never waited for.
   """
@@ -26,7 +27,7 @@ class Metrics:
   def __init__(self, folder: pathlib.Path, steps: int, *, every: int, tensorboard: bool, wandb: str | None, records: bool):
     self.steps, self.every, self.records = steps, every, records
     self.writes = jax.process_index() == 0
-    self.file = folder / FILE
+    self.file = folder / (FILE if self.writes else f'records-{jax.process_index()}.jsonl')
     self._pending: tuple[int, dict, dict[str, Any]] | None = None
     self._last = time.perf_counter()
     self._seconds = {'input_s': 0.0, 'checkpoint_s': 0.0, 'evaluation_s': 0.0}
@@ -45,12 +46,14 @@ class Metrics:
 
   def resume(self, step: int) -> None:
     """Forgets what was written of steps after that one: they are done again."""
-    if not self.writes or not self.file.exists():
+    if not self.writes:
       return
-    kept = [line for line in self.file.read_text().splitlines() if 0 <= _step_of(line) <= step]
-    part = self.file.with_suffix('.part')
-    part.write_text(''.join(f'{line}\n' for line in kept))
-    part.replace(self.file)
+    for file in (self.file, *self.file.parent.glob('records-*.jsonl')):  # also those of processes that are no more
+      if file.exists():
+        kept = [line for line in file.read_text().splitlines() if 0 <= _step_of(line) <= step]
+        part = file.with_suffix('.part')
+        part.write_text(''.join(f'{line}\n' for line in kept))
+        part.replace(file)
 
   def waited(self, what: str, seconds: float) -> None:
     """Time not spent on steps. what: input_s, checkpoint_s or evaluation_s."""
@@ -78,9 +81,10 @@ class Metrics:
     if self._peak is not None:
       line['mfu'] = found['flops'] / took / self._peak
     if not self.writes:
+      if self.records:
+        _append(self.file, {'step': step, 'ids': found['ids']})
       return
-    with self.file.open('a') as out:
-      out.write(json.dumps(line) + '\n')
+    _append(self.file, line)
     scalars = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != 'step'}
     if self._board is not None:
       for name, value in scalars.items():
@@ -108,8 +112,7 @@ class Metrics:
     """Losses on held-out data after a step."""
     self.flush()
     if self.writes:
-      with self.file.open('a') as out:
-        out.write(json.dumps({'step': step, 'evaluation': values}) + '\n')
+      _append(self.file, {'step': step, 'evaluation': values})
       for name, value in values.items():
         if self._board is not None:
           self._board.add_scalar(f'evaluation/{name}', value, step)
@@ -123,6 +126,11 @@ class Metrics:
       self._board.close()
     if self._wandb is not None:
       self._wandb.finish()
+
+
+def _append(file: pathlib.Path, line: dict[str, Any]) -> None:
+  with file.open('a') as out:
+    out.write(json.dumps(line) + '\n')
 
 
 def _step_of(line: str) -> int:

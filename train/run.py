@@ -73,6 +73,7 @@ def train(run: Run) -> TrainState:
   metrics.resume(done)
 
   def save() -> None:
+    metrics.flush()  # a run killed after the checkpoint does not do this step again
     begun = time.perf_counter()
     checkpoints.save(state, who, merged_over_processes(loader.get_state(), merge_states), to_data(run))
     metrics.waited('checkpoint_s', time.perf_counter() - begun)
@@ -234,6 +235,8 @@ def _agreed_to_stop(asked: _Asked, step: int) -> bool:
   from jax.experimental import multihost_utils
 
   asked.stop = bool(np.max(multihost_utils.process_allgather(jnp.int32(asked.stop))))
+  if asked.stop and not asked.at:
+    asked.at = time.perf_counter()  # another process was told to: now this one knows
   return asked.stop
 
 

@@ -1,13 +1,17 @@
-"""Kills a training run again and again: `python -m tests.train.crash [--kills 10] [--terms 5]` prints what became of it.
+"""Kills a training run again and again: `python -m tests.train.crash [--kills 10] [--terms 5] [--save]`.
 
-The run that was killed must leave the same losses and the same records at every step as one that was not, to the bit.
+The run that was killed must leave the same losses and the same records at every step as one that was not, to the bit; no record
+may be seen twice or lost; and where the newest checkpoint is cut short, the one before it must be used. What was seen is printed,
+and kept in benchmarks/results/train_crash.json with --save.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,31 +46,66 @@ def environment(cache: pathlib.Path | None, **others: str) -> dict[str, str]:
 
 def lines(out: pathlib.Path) -> dict[int, tuple]:
   """{step: (loss, gradient's norm, records)}; fails if a step is there twice."""
-  file = out / 'metrics.jsonl'
   found: dict[int, tuple] = {}
-  for line in file.read_text().splitlines() if file.exists() else ():
-    step = json.loads(line)
+  for step in json_lines(out / 'metrics.jsonl'):
     assert step['step'] not in found, f'step {step["step"]} was written twice'
     found[step['step']] = (step['loss'], step['grad_norm'], step['ids'])
   return found
 
 
-def run_once(arguments: list[str], env: dict[str, str], out: pathlib.Path, number: int, rng: random.Random) -> tuple[int, str]:
-  """Starts the run and sends it a signal (0: none) some steps later, or while a checkpoint is being written."""
-  log = out.with_suffix('.log')
+def json_lines(file: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def check_every_record_once(out: pathlib.Path, step: int) -> int:
+  """Up to that step, of which there is a checkpoint, the run saw each record that its lanes took from their streams once, but for
+  those that still wait to be packed. Returns how many it saw. Raises AssertionError."""
+  from qwen3_omni_jax.train.config import read
+  from qwen3_omni_jax.train.data import example_stream
+  from qwen3_omni_jax.train.run_config import Run
+
+  from qwen3_omni_jax.media.processor import Processor
+
+  run = read(Run, out / 'config.yaml')
+  state = json.loads((out / 'checkpoints' / str(step) / 'data' / 'metadata').read_text())
+  expected: collections.Counter = collections.Counter()
+  for lane, at in state['lanes'].items():
+    stream = example_stream(run.data, Processor.from_folder(pathlib.Path(run.model)), int(lane))
+    waiting = {record for record, _ in at['waiting']}
+    expected.update(stream[k]['id'] for k in range(at['taken']) if k not in waiting)
+  files = [out / 'metrics.jsonl', *out.glob('records-*.jsonl')]  # of the first process, and of the others
+  every = [line for file in files for line in json_lines(file) if line['step'] <= step]
+  seen = collections.Counter(name for line in every for _, name in line['ids'])
+  assert seen == expected, {'twice': seen - expected, 'lost': expected - seen}
+  return seen.total()
+
+
+def run_once(
+  arguments: list[str], env: dict[str, str], out: pathlib.Path, number: int, rng: random.Random
+) -> tuple[int, str, float]:
+  """Starts the run and sends it a signal (0: none) some steps later, or while a checkpoint is being written.
+
+  Returns its exit code, what it said, and the seconds from the signal to its end.
+  """
+  log, sent = out.with_suffix('.log'), 0.0
   with log.open('ab') as err:
     begun = log.stat().st_size
     process = subprocess.Popen(arguments, env=env, stderr=err, stdout=err)
     if number:
       in_checkpoint, wanted = rng.random() < 0.4, rng.randint(1, 5)
       said = lambda: log.read_bytes()[begun:].count(b'\nstep ') + log.read_bytes()[begun:].startswith(b'step ')
-      writing = lambda: any('tmp' in p.name for p in (out / 'checkpoints').glob('*')) if out.exists() else False
-      while process.poll() is None and not (said() >= 1 and (writing() if in_checkpoint else said() >= wanted)):
+      while process.poll() is None and not (said() >= 1 and (_unfinished(out) if in_checkpoint else said() >= wanted)):
         time.sleep(0.002)
       time.sleep(rng.random() * 0.05)
       process.send_signal(number)
+      sent = time.perf_counter()
     code = process.wait()
-  return code, log.read_bytes()[begun:].decode(errors='replace')
+  return code, log.read_bytes()[begun:].decode(errors='replace'), time.perf_counter() - sent
+
+
+def _unfinished(out: pathlib.Path) -> bool:
+  """Whether a checkpoint has been begun and is not complete."""
+  return any('tmp' in p.name for p in (out / 'checkpoints').glob('*')) if out.exists() else False
 
 
 def crash(
@@ -78,49 +117,89 @@ def crash(
   """
   rng, env = random.Random(seed), environment(cache)
   records = write_records(folder / 'data')
-  code, text = run_once(command(model, folder / 'calm', *SETTINGS, data(records)), env, folder / 'calm', 0, rng)
-  assert code == 0, text
-  expected = lines(folder / 'calm')
+  seen: dict = {
+    'steps': STEPS, 'runs': 0, 'kills': 0, 'kills_during_a_checkpoint': 0, 'terms': 0, 'term_to_saved_s': [],
+    'term_to_exit_s': [], 'resumed_after': [],
+  }  # fmt: skip
+
+  def start(out: pathlib.Path, number: int) -> tuple[int, str, float]:
+    code, text, seconds = run_once(command(model, out, *SETTINGS, data(records)), env, out, number, rng)
+    seen['runs'] += 1
+    if 'going on after step' in text:
+      seen['resumed_after'].append(int(text.split('going on after step ')[1].split(';')[0].split()[0]))
+    print(f'{out.name}: {signal.Signals(number).name if number else "not disturbed"}, exit {code}', file=sys.stderr, flush=True)
+    return code, text, seconds
+
+  def complete(out: pathlib.Path) -> str:
+    code, text, _ = start(out, 0)
+    assert code == 0, text
+    return text
+
+  calm = folder / 'calm'
+  complete(calm)
+  expected = lines(calm)
   assert sorted(expected) == list(range(1, STEPS + 1))
+  seen['records'] = check_every_record_once(calm, STEPS)
   signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
   rng.shuffle(signals)
-  seen: dict = {'kills': 0, 'terms': 0, 'runs': 0, 'slowest_term_s': 0.0, 'resumed_after': []}
-  round_number = 0
+  outs: list[pathlib.Path] = []
   while signals:
-    out = folder / f'killed-{round_number}'
+    outs.append(folder / f'killed-{len(outs)}')
     while signals:
       number = signals.pop()
-      begun = time.perf_counter()
-      code, text = run_once(command(model, out, *SETTINGS, data(records)), env, out, number, rng)
-      seen['runs'] += 1
-      if 'going on after step' in text:
-        seen['resumed_after'].append(int(text.split('going on after step ')[1].split(';')[0].split()[0]))
+      code, text, seconds = start(outs[-1], number)
       if number == signal.SIGKILL and code == -signal.SIGKILL:
         seen['kills'] += 1
+        seen['kills_during_a_checkpoint'] += _unfinished(outs[-1])
       elif number == signal.SIGTERM and code == 0 and 'stopped by SIGTERM' in text:
         seen['terms'] += 1
-        seen['slowest_term_s'] = max(seen['slowest_term_s'], float(text.split(' s ago')[0].rsplit(' ', 1)[1]))
+        seen['term_to_saved_s'].append(float(text.split(' s ago')[0].rsplit(' ', 1)[1]))
+        seen['term_to_exit_s'].append(round(seconds, 2))
       else:
-        assert code == 0 or code == -number, f'{code} after {time.perf_counter() - begun:.0f} s: {text}'
+        assert code == 0 or code == -number, f'{code}: {text}'
         signals.insert(0, number)  # it was done before the signal came
         break
-    code, text = run_once(command(model, out, *SETTINGS, data(records)), env, out, 0, rng)
-    assert code == 0, text
-    got = lines(out)
+    complete(outs[-1])
+    got = lines(outs[-1])
     assert got == expected, {step: (got.get(step), expected[step]) for step in expected if got.get(step) != expected[step]}
-    round_number += 1
+    check_every_record_once(outs[-1], STEPS)
+  seen['runs_compared'] = len(outs)
+  seen['damaged_checkpoint'] = damaged(calm, folder / 'cut', complete)
+  assert lines(folder / 'cut') == expected
   return seen
 
 
-if __name__ == '__main__':
+def damaged(calm: pathlib.Path, out: pathlib.Path, complete) -> str:
+  """What a copy of a complete run says whose newest checkpoint was cut short."""
+  shutil.copytree(calm, out)
+  for file in (out / 'checkpoints' / str(STEPS) / 'state').rglob('*'):
+    if file.is_file() and file.stat().st_size > 100:
+      file.write_bytes(file.read_bytes()[:50])
+  said = next(line for line in complete(out).splitlines() if 'is damaged' in line)
+  assert f'{STEPS} is damaged' in said and 'falling back to the one before it' in said, said
+  return said.replace(f'{out.parent}/', '')
+
+
+def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--kills', type=int, default=10)
   parser.add_argument('--terms', type=int, default=5)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--save', action='store_true')
   args = parser.parse_args()
-  with tempfile.TemporaryDirectory() as place:
-    from qwen3_omni_jax.tools.tiny import make_checkpoint
+  from qwen3_omni_jax.tools.tiny import make_checkpoint
 
+  from benchmarks import common
+
+  circumstances = common.circumstances() | {'command': ' '.join(['python -m tests.train.crash', *sys.argv[1:]])}
+  with tempfile.TemporaryDirectory() as place:
     root = pathlib.Path(place)
     make_checkpoint(root / 'tiny')
-    print(json.dumps(crash(root / 'tiny', root, args.kills, args.terms, args.seed, root / 'cache')))
+    result = circumstances | crash(root / 'tiny', root, args.kills, args.terms, args.seed, root / 'cache')
+  print(json.dumps(result))
+  if args.save:
+    common.save('train_crash', result)
+
+
+if __name__ == '__main__':
+  main()
