@@ -124,7 +124,7 @@ class Benchmark:
 
   name: str
   title: str
-  suite: Literal['audio', 'vision', 'audiovisual', 'speech', 'text']
+  suite: Literal['audio', 'vision', 'audiovisual', 'speech', 'text', 'nano']
   folder: str
   read: Callable[[pathlib.Path], list[Item]]
   score: Callable[[Sequence[Item], Sequence[str | None], Scoring], Scores]

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
           points[kind][0].append(begin + line['step'])
           points[kind][1].append(value)
     axes.axvline(begin, color='0.8', zorder=0)
-    axes.text(begin, 1.0, f' {folder.name}', transform=axes.get_xaxis_transform(), va='top', color='0.4')
+    axes.text(begin, 1.0, f' {folder.name}', transform=axes.get_xaxis_transform(), va='top', color='0.4', fontsize=8)
     begin += lines[-1]['step']
   for kind, (steps, values) in points.items():
     axes.semilogy(steps, values, label=f'records with {kind}', linewidth=0.8)

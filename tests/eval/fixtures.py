@@ -15,6 +15,7 @@ def write_all(root: pathlib.Path, samples: dict[str, pathlib.Path]) -> pathlib.P
   pictures(root, samples)
   videos(root, samples)
   text(root)
+  nano(root, samples)
   return root
 
 
@@ -191,3 +192,13 @@ def text(root):
   record = {'question': 'Which is red?', 'choices': ['the disc', 'the square'], 'answer': 0, 'subject': 'colours'}
   for name in ('mmlu_redux', 'gpqa'):
     _lines(root / name / 'test.jsonl', [record, {**record, 'answer': 1}])
+
+
+def nano(root, samples):
+  for name, kind, ask, answer in (
+    ('speech', 'audio', 'Write down the words.', 'two left'),
+    ('pictures', 'image', 'What is there?', 'one red disc'),
+  ):
+    _put(root / 'nano-data' / name / samples[kind].name, samples[kind])
+    chat = [{'role': 'user', 'content': f'<{kind}>{ask}'}, {'role': 'assistant', 'content': answer}]
+    _lines(root / 'nano-data' / f'{name}_held_out.jsonl', [{'messages': chat, f'{kind}s': [f'{name}/{samples[kind].name}']}] * 2)

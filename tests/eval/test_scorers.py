@@ -145,11 +145,13 @@ def test_chinese_numbers_are_spelled_out(text, spoken):
 
 
 def test_word_error_rate_counts_after_normalisation():
-  reference = 'MISTER QUILTER IS THE APOSTLE OF THE MIDDLE CLASSES'
-  same = wer.transcript_edits(reference, 'Mr. Quilter is the apostle of the middle classes.', 'en')
-  assert (same.total, same.length) == (0, 9)
-  wrong = wer.transcript_edits(reference, 'Mr. Quilter is the apostle of a middle classes.', 'en')
-  assert wer.corpus_rate([same, wrong]) == pytest.approx(100 / 18)
+  first = 'MISTER QUILTER IS THE APOSTLE OF THE MIDDLE CLASSES AND WE ARE GLAD TO WELCOME HIS GOSPEL'
+  second = "NOR IS MISTER QUILTER'S MANNER LESS INTERESTING THAN HIS MATTER"
+  said = 'Mr. Quilter is the apostle of the middle classes, and we are glad to welcome his gospel.'
+  same = wer.transcript_edits(first, said, 'en')
+  assert (same.total, same.length) == (0, 17)
+  wrong = wer.transcript_edits(second, "Nor is Mr. Quilter's manner less interesting than his manner.", 'en')
+  assert wer.corpus_rate([same, wrong]) == pytest.approx(100 / 28)  # Quilter's is two words: quilter is
   assert wer.transcript_edits('甚至出现 交易', '甚至出線交易', 'zh').total == 1
   assert wer.transcript_edits('我們', '我们', 'yue').total == 0  # Cantonese is compared in simplified characters
   with pytest.raises(ValueError, match='without a single token'):
