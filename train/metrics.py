@@ -5,6 +5,7 @@ import math
 import pathlib
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,10 @@ class Metrics:
         import wandb as service  # type: ignore[import-not-found]
       except ImportError as error:
         raise ValueError('log.wandb is set, but wandb is not installed: pip install wandb, or leave it out') from error
-      self._wandb = service.init(project=wandb, dir=str(folder), resume='allow')
+      name = folder / 'wandb_id'  # a run that goes on is the same one there too
+      if not name.exists():
+        name.write_text(uuid.uuid4().hex[:8])
+      self._wandb = service.init(project=wandb, dir=str(folder), id=name.read_text(), resume='allow')
 
   def resume(self, step: int) -> None:
     """Forgets what was written of steps after that one: they are done again."""

@@ -1,0 +1,69 @@
+"""What a run tells, and to whom."""
+
+import json
+import sys
+import types
+
+import jax.numpy as jnp
+import pytest
+from qwen3_omni_jax.train.metrics import Metrics
+
+STATS = [{'records': 2, 'tokens': 30, 'tokens_room': 40, 'flops': 1e9, 'bad': 1, 'ids': [('chat', 'a'), ('chat', 'b')]}]
+
+
+def values(loss: float) -> dict:
+  names = ('loss', 'grad_norm', 'rate', 'skipped', 'tokens', 'weight', 'weight/text', 'cross_entropy/text', 'weight/audio')
+  return {name: jnp.float32(x) for name, x in zip(names, (loss, 1, 1, 0, 30, 20, 20, loss, 0), strict=True)}
+
+
+def metrics(folder, **others) -> Metrics:
+  return Metrics(folder, 3, **{'every': 1, 'tensorboard': False, 'wandb': None, 'records': True, **others})
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  """A stand-in for Weights & Biases, which keeps what it was told."""
+  service = types.ModuleType('wandb')
+  service.told, service.started, service.finished = [], [], []
+  service.init = lambda **how: service.started.append(how) or service
+  service.log = lambda scalars, step: service.told.append((step, scalars))
+  service.finish = lambda: service.finished.append(True)
+  monkeypatch.setitem(sys.modules, 'wandb', service)
+  return service
+
+
+def test_weights_and_biases_is_told_every_step_and_every_evaluation(tmp_path, wandb, capsys):
+  log = metrics(tmp_path, wandb='project')
+  for step in (1, 2):
+    log.step(step, values(2.0 / step), STATS)
+  log.evaluation(2, {'loss': 1.5, 'text': 1.5})
+  log.close()
+  metrics(tmp_path, wandb='project').close()
+  first, again = wandb.started
+  assert first == again and first['id'] and first['project'] == 'project' and wandb.finished == [True, True]
+  assert [step for step, _ in wandb.told] == [1, 2, 2] and wandb.told[2][1] == {'evaluation/loss': 1.5, 'evaluation/text': 1.5}
+  told = wandb.told[1][1]
+  assert told['loss'] == 1.0 and told['padding'] == 0.25 and 'ids' not in told and 'weight/audio' not in told
+  said = capsys.readouterr().err.splitlines()
+  assert said[0].startswith('step 1/3  loss 2.0000') and 'bad records 1' in said[0]
+  assert said[2].startswith('step 2  evaluation: loss 1.5000')
+
+
+def test_without_weights_and_biases_the_error_says_what_to_do(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  with pytest.raises(ValueError, match='pip install wandb, or leave it out'):
+    metrics(tmp_path, wandb='project')
+
+
+def test_lines_of_steps_done_again_and_half_lines_are_forgotten(tmp_path):
+  line = lambda step, **more: json.dumps({'step': step, **more}) + '\n'
+  file, other = tmp_path / 'metrics.jsonl', tmp_path / 'records-1.jsonl'
+  file.write_text(line(1) + line(2) + line(2, evaluation={}) + line(3) + '{"step": 4, "lo')
+  other.write_text(line(1, ids=[]) + line(3, ids=[]))
+  log = metrics(tmp_path)
+  log.resume(2)
+  log.step(3, values(0.5), STATS)
+  log.close()
+  steps = [json.loads(text) for text in file.read_text().splitlines()]
+  assert [step['step'] for step in steps] == [1, 2, 2, 3] and steps[-1]['ids'] == [['chat', 'a'], ['chat', 'b']]
+  assert [json.loads(text)['step'] for text in other.read_text().splitlines()] == [1]
