@@ -155,7 +155,7 @@ def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, share: in
     loader = make_loader(evaluation.data, processor, share, shares)
     total: dict[str, Any] = {}
     try:
-      for batch, _ in zip(Feed(loader, 1, mesh, shares), range(evaluation.batches), strict=False):
+      for _, (batch, _) in zip(range(evaluation.batches), Feed(loader, 1, mesh, shares), strict=False):
         with jax.set_mesh(mesh):
           sums = jax.device_get(sums_of(state, batch))
         total = {name: total.get(name, 0) + np.asarray(value, np.float64) for name, value in sums.items()}

@@ -1,6 +1,7 @@
 """Runs of a few steps: going on, falling back to an older checkpoint, and what is exported."""
 
 import dataclasses
+import json
 import logging
 import pathlib
 import shutil
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from qwen3_omni_jax.train.adapter import write_adapter
 from qwen3_omni_jax.train.config import Optimiser, Recipe, Step, read
+from qwen3_omni_jax.train.data import DataConfig, SourceConfig
 from qwen3_omni_jax.train.run import train
-from qwen3_omni_jax.train.run_config import Run
+from qwen3_omni_jax.train.run_config import Evaluation, Run
 from qwen3_omni_jax.train.stages import LoraPart
 from qwen3_omni_jax.train.state import assemble, flat, roles
 
@@ -20,7 +22,7 @@ from qwen3_omni_jax.nn.lora import Lora
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.opened import open_checkpoint
 from qwen3_omni_jax.weights.to_hf import convert_to_hf
-from tests.train.crash import data, lines
+from tests.train.crash import data, json_lines, lines
 from tests.train.records import write_records
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # Orbax warns that it runs outside a distributed job
@@ -43,18 +45,25 @@ def run(tiny_folder, tmp_path_factory) -> Run:
   return configuration
 
 
-def again(run: Run, tmp_path, damage) -> tuple[dict, dict]:
+def again(run: Run, tmp_path, damage, **others) -> tuple[dict, dict]:
   """(lines of the run, lines of a copy of it that was damaged and started again)"""
   out = tmp_path / 'again'
   shutil.copytree(run.out, out)
   damage(out / 'checkpoints')
-  train(dataclasses.replace(run, out=str(out), export=None))
+  train(dataclasses.replace(run, out=str(out), export=None, **others))
   return lines(pathlib.Path(run.out)), lines(out)
 
 
-def test_a_run_goes_on_as_if_it_had_not_been_stopped(run, tmp_path):
-  expected, got = again(run, tmp_path, lambda checkpoints: shutil.rmtree(checkpoints / '6'))
+def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated(run, tmp_path):
+  turns = [[{'role': 'user', 'content': f'{i}?'}, {'role': 'assistant', 'content': f'{i}!'}] for i in range(3)]
+  (tmp_path / 'held-out.jsonl').write_text('\n'.join(json.dumps({'messages': messages}) for messages in turns))
+  held_out = DataConfig((SourceConfig(str(tmp_path / 'held-out.jsonl')),), rows=1, length=64, buffer=2)
+  damage = lambda checkpoints: shutil.rmtree(checkpoints / '6')
+  expected, got = again(run, tmp_path, damage, evaluate=Evaluation(held_out, every=5, batches=2))
   assert sorted(expected) == [1, 2, 3, 4, 5, 6] and got == expected
+  told = [line for line in json_lines(tmp_path / 'again/metrics.jsonl') if 'evaluation' in line]
+  assert [line['step'] for line in told] == [5, 6] and all(line['evaluation']['loss'] > 1 for line in told)
+  assert told[0]['evaluation']['text'] == pytest.approx(told[0]['evaluation']['loss'])
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, tmp_path, caplog):
