@@ -79,12 +79,12 @@ def train(run: Run) -> TrainState:
     metrics.waited('checkpoint_s', time.perf_counter() - begun)
 
   saved = done if data_state is not None else -1
-  with _signals() as asked, _profiler(out) as profile:
+  with _signals() as asked, _profiler(out, asked, run.log.profile) as profile:
     while done < run.steps:
       begun = time.perf_counter()
       batch, stats = next(feed)
       metrics.waited('input_s', time.perf_counter() - begun)
-      profile(done, asked.trace or run.log.profile == done)
+      profile(done)
       state, values = step(state, batch)
       done += 1
       metrics.step(done, values, stats)
@@ -241,15 +241,16 @@ def _agreed_to_stop(asked: _Asked, step: int) -> bool:
 
 
 @contextlib.contextmanager
-def _profiler(out: pathlib.Path):
-  """profile(step, wanted), called before each step: traces TRACED steps from a wanted one on."""
+def _profiler(out: pathlib.Path, asked: _Asked, at: int | None):
+  """profile(step), called before each step: traces TRACED steps from step `at` on, and whenever it is asked for."""
   until: list[int] = []
 
-  def profile(step: int, wanted: bool) -> None:
+  def profile(step: int) -> None:
     if until and step >= until[0]:
       jax.profiler.stop_trace()
       until.clear()
       _say(f'{out / "profile"}: trace of {TRACED} steps')
+    wanted, asked.trace = asked.trace or step == at, False
     if wanted and not until:
       jax.profiler.start_trace(str(out / 'profile'))
       until.append(step + TRACED)

@@ -12,7 +12,7 @@ import pytest
 from qwen3_omni_jax.train.adapter import write_adapter
 from qwen3_omni_jax.train.config import Optimiser, Recipe, Step, read
 from qwen3_omni_jax.train.data import DataConfig, SourceConfig
-from qwen3_omni_jax.train.run import train
+from qwen3_omni_jax.train.run import _Asked, _profiler, train
 from qwen3_omni_jax.train.run_config import Evaluation, Run
 from qwen3_omni_jax.train.stages import LoraPart
 from qwen3_omni_jax.train.state import assemble, flat, roles
@@ -77,6 +77,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, tmp_path,
   assert got == expected
   assert 'checkpoints/6 is damaged' in caplog.text and 'falling back' in caplog.text
   assert (tmp_path / 'again/checkpoints/damaged-6').is_dir() and (tmp_path / 'again/checkpoints/6').is_dir()
+
+
+def test_a_trace_that_is_asked_for_is_of_three_steps(tmp_path, monkeypatch):
+  told, asked = [], _Asked()
+  monkeypatch.setattr(jax.profiler, 'start_trace', lambda _: told.append(f'begun before {step}'))
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: told.append(f'ended before {step}'))
+  with _profiler(tmp_path, asked, at=8) as profile:
+    for step in range(10):
+      asked.trace |= step == 2
+      profile(step)
+  assert told == ['begun before 2', 'ended before 5', 'begun before 8', 'ended before 9']  # the last one with the run
 
 
 def test_the_export_holds_what_was_trained_and_all_the_rest_as_it_was(run):
