@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec
 from ..shapes import Array, Bool, Float, Int
 from ..sharding import batch_axes, current_mesh, item_axes, length_axis
 from .attention_kernels import cudnn_attention, splash_attention, splash_kernel, splash_specs
+from .blockwise import blockwise
 from .kernels import attention_kernel
 
-BLOCK = 512
 QUERY_BLOCK = 128  # queries the dense form takes at once, so that their scores stay in cache (two to three times faster on CPU)
 
 
@@ -69,7 +69,7 @@ def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window:
   if backend == 'dense':
     out = _dense(q, k, v, query, key, sees, aligned)
   else:
-    out = _blockwise(q, k, v, query, key, sees)
+    out = blockwise(sees, q, k, v, query, key)
   return out.reshape(B, T, N, H)
 
 
@@ -124,11 +124,6 @@ def _sees(query, key, *, causal: bool, window: int | None) -> Bool[Array, 'B T S
 _LOWEST = -1e30  # finite, so that a fully masked block gives exp(0) * 0 weights and never NaN
 
 
-def _scores(q, k, mask):
-  scores = jnp.einsum('BTKGH,BSKH->BKGTS', q, k, preferred_element_type=jnp.float32)
-  return jnp.where(mask[:, None, None], scores, _LOWEST)
-
-
 def _dense(q, k, v, query, key, sees, aligned: bool):
   """A few blocks of queries, each against all keys, or with `aligned` against those up to its own end."""
   T = q.shape[1]
@@ -155,40 +150,3 @@ def _dense_block(q, k, v, mask):
   total = jnp.einsum('BKGTS,S->BKGT', weights, jnp.ones(k.shape[2], v.dtype), preferred_element_type=jnp.float32)
   out = jnp.where(top > _LOWEST / 2, out / total[..., None], 0)
   return jnp.einsum('BKGTH->BTKGH', out.astype(v.dtype))
-
-
-def _blockwise(q, k, v, query, key, sees):
-  """Running softmax over [BLOCK, BLOCK] tiles; a tile nobody sees into is skipped, and tiles are recomputed backward."""
-  T, S = q.shape[1], k.shape[1]
-  pad = lambda x, n: jnp.pad(x, [(0, 0), (0, -n % BLOCK)] + [(0, 0)] * (x.ndim - 2))
-  split = lambda x, n: jnp.moveaxis(pad(x, n).reshape(x.shape[0], -1, BLOCK, *x.shape[2:]), 1, 0)
-  queries = split(q, T), *(split(x, T) for x in query)  # padding gets segment 0
-  keys = split(k, S), split(v, S), *(split(x, S) for x in key)
-
-  def one_query_block(_, block):
-    q_block, *who = block
-
-    @jax.checkpoint
-    def add_key_block(carry, key_block):
-      k_block, v_block, *whom = key_block
-      mask = sees(who, whom)
-
-      def visible(carry):
-        top, total, out = carry
-        scores = _scores(q_block, k_block, mask)
-        new_top = jnp.maximum(top, scores.max(axis=-1))
-        weights = jnp.where(mask[:, None, None], jnp.exp(scores - new_top[..., None]), 0)
-        shrink = jnp.exp(top - new_top)
-        update = jnp.einsum('BKGTS,BSKH->BKGTH', weights.astype(v.dtype), v_block, preferred_element_type=jnp.float32)
-        return new_top, total * shrink + weights.sum(axis=-1), out * shrink[..., None] + update
-
-      return jax.lax.cond(mask.any(), visible, lambda carry: carry, carry), None
-
-    shape = (*(q_block.shape[i] for i in (0, 2, 3)), BLOCK)
-    start = (jnp.full(shape, _LOWEST), jnp.zeros(shape), jnp.zeros((*shape, q_block.shape[-1])))
-    (_, total, out), _ = jax.lax.scan(add_key_block, start, keys)
-    out = out / jnp.where(total == 0, 1, total)[..., None]
-    return None, jnp.einsum('BKGTH->BTKGH', out).astype(v.dtype)
-
-  _, out = jax.lax.scan(one_query_block, None, queries)
-  return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :T]
