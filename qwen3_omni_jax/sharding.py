@@ -126,6 +126,7 @@ def param_shardings(spec: Mapping[str, Any], mesh: Mesh) -> Any:
   Raises ValueError listing every dimension that the mesh does not divide.
   """
   indivisible: list[str] = []
+  enough: dict[str, int] = {}  # by mesh axis, the largest size that divides them all
 
   def walk(node, path: str):
     if not isinstance(node, Mapping):
@@ -133,13 +134,16 @@ def param_shardings(spec: Mapping[str, Any], mesh: Mesh) -> Any:
       for name, size, axis in zip(node.axes, node.shape, cut, strict=True):
         if axis is not None and size % mesh.shape[axis]:
           indivisible.append(f'{path}: {name} {size} over {axis}={mesh.shape[axis]}')
+          enough[axis] = math.gcd(enough.get(axis, mesh.shape[axis]), size)
       return NamedSharding(mesh, cut)
     return {name: walk(child, f'{path}/{name}' if path else name) for name, child in node.items()}
 
   tree = walk(spec, '')
   if indivisible:
+    fix = ','.join(f'{axis}={size}' for axis, size in enough.items())
     raise ValueError(
-      f'{len(indivisible)} dimensions cannot be cut evenly; choose a mesh whose axes divide them:\n  ' + '\n  '.join(indivisible)
+      f'{len(indivisible)} dimensions cannot be cut evenly; choose a mesh whose axes divide them, as {fix} does:\n  '
+      + '\n  '.join(indivisible)
     )
   return tree
 
@@ -203,6 +207,26 @@ def shard_rows(x):
   if mesh is None:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes(x.shape[0], mesh) or None, length_axis(x.shape[1], mesh)))
+
+
+def shard_looked_up(x):
+  """x, 'B T D', rows of a table whose width is cut over `fsdp`, held as shard_rows says. Without a mesh, x itself.
+
+  In two steps, each of which the partitioner knows how to do; in one, on some meshes, every device would hold all of x.
+  """
+  mesh = current_mesh()
+  if mesh is None:
+    return x
+  rows, length = batch_axes(x.shape[0], mesh), length_axis(x.shape[1], mesh)
+  if 'fsdp' in rows and x.shape[2] % mesh.shape['fsdp'] == 0:
+    others = tuple(axis for axis in rows if axis != 'fsdp')
+    x = jax.lax.with_sharding_constraint(x, PartitionSpec(others or None, length, 'fsdp'))
+  return shard_rows(x)
+
+
+def everywhere(x):
+  """x, whole on every device: for small tables that rows are looked up in."""
+  return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def shard_cache(cache):

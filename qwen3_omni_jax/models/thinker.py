@@ -18,7 +18,7 @@ from ..nn.expert_parallel import LOSSLESS, Dispatch
 from ..nn.layers import rms_norm
 from ..nn.params import Param, Spec, declare
 from ..shapes import Array, Float, Int, Params
-from ..sharding import shard_rows
+from ..sharding import shard_looked_up, shard_rows
 
 
 def thinker_spec(cfg: ThinkerConfig) -> Spec:
@@ -66,7 +66,7 @@ class ThinkerOut:
 
 
 def embed_tokens(params: Params, ids: Int[Array, 'B T'], dtype=jnp.float32) -> Float[Array, 'B T D']:
-  return shard_rows(jnp.take(params['embed'], ids, axis=0).astype(dtype))
+  return shard_looked_up(jnp.take(params['embed'], ids, axis=0).astype(dtype))
 
 
 def merge_features(

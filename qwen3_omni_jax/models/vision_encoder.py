@@ -16,7 +16,7 @@ from ..nn.layers import gelu, gelu_tanh, layer_norm, layer_norm_spec, linear, li
 from ..nn.params import Param, Spec, declare, stack
 from ..nn.remat import rematerialised
 from ..shapes import Array, Float, Int, Params
-from ..sharding import shard_items
+from ..sharding import everywhere, shard_items
 
 NORM_EPS = 1e-6  # of every layer norm; fixed in the reference
 
@@ -121,7 +121,7 @@ def encode_vision(
 
 
 def _merge(x: Float[Array, 'R S D'], p: Params) -> Float[Array, 'R S O']:
-  return linear(gelu(linear(x, p['up'])), p['down'])
+  return shard_items(linear(gelu(linear(shard_items(x), p['up'])), p['down']))
 
 
 def position_embedding(
@@ -141,8 +141,9 @@ def position_embedding(
     part = place - low.astype(jnp.float32)
     return (low, 1 - part), (jnp.minimum(low + 1, side - 1), part)
 
+  table = everywhere(table).astype(jnp.float32)
   corners = [
-    shard_items(jnp.take(table.astype(jnp.float32), row * side + col, axis=0)) * (row_part * col_part)[..., None]
+    shard_items(jnp.take(table, row * side + col, axis=0)) * (row_part * col_part)[..., None]
     for row, row_part in taps(rows, heights)
     for col, col_part in taps(cols, widths)
   ]

@@ -19,9 +19,10 @@ def expected():
 
 
 @pytest.mark.parametrize('name', MESHES)
-def test_a_step_equals_that_of_one_device(expected, name):
+def test_a_step_equals_that_of_one_device(expected, name, capfd):
   shape, slices = MESHES[name]
   got = step_on(make_mesh(shape, slices=slices))
+  assert 'full rematerialization' not in capfd.readouterr().err  # XLA's word for: every device was given the whole of it
   if shape.get('fsdp', 1) * shape.get('expert', 1) * shape.get('tensor', 1) > 1:
     gate = got[3]['thinker']['layers']['moe']['experts']['gate']
     assert gate.addressable_shards[0].data.size < gate.size  # what was cut stays cut
