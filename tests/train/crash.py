@@ -1,4 +1,4 @@
-"""Kills a training run again and again: `python -m tests.train.crash [--kills 10] [--terms 5] [--save]`.
+"""Kills a training run again and again: `python -m tests.train.crash [--kills 10] [--terms 5] [--cache DIR] [--save]`.
 
 The run that was killed must leave the same losses and the same records at every step as one that was not, to the bit; no record
 may be seen twice or lost; and where the newest checkpoint is cut short, the one before it must be used. What was seen is printed,
@@ -187,6 +187,7 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=10)
   parser.add_argument('--terms', type=int, default=5)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--cache', type=pathlib.Path, help="of compiled programs; default: the run's own")
   parser.add_argument('--save', action='store_true')
   args = parser.parse_args()
   from qwen3_omni_jax.tools.tiny import make_checkpoint
@@ -197,7 +198,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as place:
     root = pathlib.Path(place)
     make_checkpoint(root / 'tiny')
-    result = circumstances | crash(root / 'tiny', root, args.kills, args.terms, args.seed, root / 'cache')
+    result = circumstances | crash(root / 'tiny', root, args.kills, args.terms, args.seed, args.cache or root / 'cache')
   print(json.dumps(result))
   if args.save:
     common.save('train_crash', result)

@@ -1,13 +1,14 @@
-"""Several processes train as one: `python -m tests.train.processes [--save]`.
+"""Several processes train as one: `python -m tests.train.processes [--folder DIR] [--save]`.
 
 1, 2 and 4 processes (gloo, told of one another by plain variables) must have the same losses at every step and see the same
 records; so must a run of 2 processes, of which one is sent SIGTERM, that 4 go on with. What was seen is printed, and kept in
-benchmarks/results/train_processes.json with --save.
+benchmarks/results/train_processes.json with --save. In a folder that is given, what is there already is not done again.
 """
 
 import argparse
 import json
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +36,7 @@ def start(number: int, arguments: list[str], env: dict[str, str], out: pathlib.P
   return started
 
 
-def finish(started: list[subprocess.Popen], out: pathlib.Path, limit_s: float = 900) -> str:
+def finish(started: list[subprocess.Popen], out: pathlib.Path, limit_s: float = 3000) -> str:
   """Waits for all of them; what the first one said. Raises AssertionError if one failed."""
   try:
     codes = [process.wait(limit_s) for process in started]
@@ -78,6 +79,8 @@ def processes(model: pathlib.Path, folder: pathlib.Path) -> dict:
   outs = {number: folder / f'of-{number}' for number in (1, 2, 4)}
   for number, out in outs.items():
     began = time.perf_counter()
+    if STEPS in told(out):
+      continue
     finish(start(number, arguments(out), env, out), out)
     print(f'{number} processes: {time.perf_counter() - began:.0f} s', file=sys.stderr, flush=True)
   expected = told(outs[1])
@@ -87,6 +90,7 @@ def processes(model: pathlib.Path, folder: pathlib.Path) -> dict:
   }  # fmt: skip
 
   out = folder / 'parted'
+  shutil.rmtree(out, ignore_errors=True)
   started = start(2, arguments(out), env, out)
   while started[1].poll() is None and '\nstep 4/' not in _log(out, 0).read_text():
     time.sleep(0.002)
@@ -103,6 +107,7 @@ def processes(model: pathlib.Path, folder: pathlib.Path) -> dict:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--folder', type=pathlib.Path)
   parser.add_argument('--save', action='store_true')
   args = parser.parse_args()
   from qwen3_omni_jax.tools.tiny import make_checkpoint
@@ -111,8 +116,9 @@ def main() -> None:
 
   circumstances = common.circumstances() | {'command': ' '.join(['python -m tests.train.processes', *sys.argv[1:]])}
   with tempfile.TemporaryDirectory() as place:
-    root = pathlib.Path(place)
-    make_checkpoint(root / 'tiny')
+    root = (args.folder or pathlib.Path(place)).absolute()
+    if not (root / 'tiny').exists():
+      make_checkpoint(root / 'tiny')
     result = circumstances | processes(root / 'tiny', root)
   print(json.dumps(result))
   if args.save:
