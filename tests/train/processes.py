@@ -20,7 +20,7 @@ from tests.train.crash import SETTINGS, check_every_record_once, command, data, 
 from tests.train.records import write_records
 
 STEPS = 10
-RTOL = 1e-5  # of losses and norms of gradients: float32 sums in another order, over ten steps
+RTOL = {'loss': 1e-5, 'grad_norm': 5e-5}  # float32 sums in another order, over ten steps; a norm is that of a few large gradients
 
 
 def start(number: int, arguments: list[str], env: dict[str, str], out: pathlib.Path) -> list[subprocess.Popen]:
@@ -61,13 +61,13 @@ def told(out: pathlib.Path) -> dict[int, tuple[float, float, list]]:
   return found
 
 
-def difference(out: pathlib.Path, expected: dict[int, tuple]) -> float:
-  """Largest relative one of losses and norms. Raises AssertionError where it is too large, or for other steps or records."""
+def difference(out: pathlib.Path, expected: dict[int, tuple]) -> dict[str, float]:
+  """Largest relative ones of losses and of norms. Raises AssertionError where one is too large, or for other steps or records."""
   got = told(out)
   assert sorted(got) == sorted(expected) == list(range(1, STEPS + 1))
   assert all(got[step][2] == expected[step][2] for step in expected), 'other records'
-  largest = max(abs(a / b - 1) for step in expected for a, b in zip(got[step][:2], expected[step][:2], strict=True))
-  assert largest <= RTOL, largest
+  largest = {name: max(abs(got[step][i] / expected[step][i] - 1) for step in expected) for i, name in enumerate(RTOL)}
+  assert all(largest[name] <= RTOL[name] for name in RTOL), largest
   return largest
 
 
