@@ -24,7 +24,7 @@ from .batch_plan import EngineConfig
 from .omni import Omni
 from .prefix_cache import Kept, Wanted
 from .prepare import Item, Prepared, PromptPiece, Row, RowError, prepare
-from .reply import Reply, split_reasoning
+from .reply import Reply
 from .talker_pool import TalkerPool, Talking, Vocoder, talking
 from .thinker_pool import Active, ThinkerPool
 from .voice import Speech, Voice
@@ -79,9 +79,9 @@ class Engine:
                stop_token_ids: Sequence[int] | None = None):  # fmt: skip
     self.omni = omni
     self.config = config or EngineConfig()
-    self.voice = omni._voice(voice, None, False) if voice is not None else omni.voice
+    self.voice = omni.voice_for(voice) if voice is not None else omni.voice
     self.speaks = voice is not None
-    self.stop_ids = omni._stop_ids(stop_token_ids)
+    self.stop_ids = omni.defaults.stop_ids(stop_token_ids)
     self.stop = np.array([*self.stop_ids, -1], np.int32)
     self.tap_layer = omni.cfg.talker.accept_hidden_layer if self.speaks and omni.cfg.talker is not None else None
     self.most = min(self.config.lengths[-1], omni.cfg.thinker.text.max_position_embeddings)
@@ -315,14 +315,10 @@ class Engine:
 
   def _result(self, row: Active, tokens: list[int], speech: Speech | None) -> Result:
     prepared, started = self._alive.pop(row.prepared.number)
-    prompt, tokenizer = prepared.inputs.ids, self.omni.processor.tokenizer
-    stopped = bool(tokens) and tokens[-1] in self.stop_ids
-    opened = tokenizer.decode([int(t) for t in prompt[-4:]], skip_special_tokens=False).rstrip().endswith('<think>')
-    text, reasoning = split_reasoning(tokenizer.decode(tokens[:-1] if stopped else tokens), opened)
     now = time.perf_counter()
     times = {'slot_s': row.started, 'first_token_s': row.first_token, 'text_s': row.written, 'total_s': now}
     timings = {name: round(t - started, 6) for name, t in times.items()}
-    reply = Reply(text, tokens, len(prompt), 'stop' if stopped else 'length', reasoning, timings, None, speech)
+    reply = Reply.of(self.omni.processor.tokenizer, prepared.inputs.ids, tokens, self.stop_ids, timings, speech)
     return Result(prepared.row, reply, seed=prepared.sampling.seed, timings=timings)
 
 

@@ -182,9 +182,7 @@ class _Run:
         for row, scored in scorer.score(rows):
           write(lambda row=row, scored=scored: self._write(self.numbers.pop(id(row)), {'custom_id': row.id, **scored}, {}))
       else:
-        voice = None
-        if config.speech:
-          voice = omni._voice(None, config.talker_temperature, False)
+        voice = omni.voice_for(temperature=config.talker_temperature) if config.speech else None
         engine = Engine(omni, config.engine, voice)
         for result in engine.answer(rows):
           write(lambda result=result: self._write_result(result))

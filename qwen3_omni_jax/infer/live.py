@@ -24,12 +24,12 @@ from ..models.thinker import Features, ThinkerTokens
 from ..nn.cache import init_cache
 from . import decode
 from .collate import AudioWindows, bucket
-from .omni import DEFAULT_SPEAKER, Omni, _Row, _Run
+from .omni import Omni, _Row, _Run
 from .reply import Finished, TextDelta
 from .sampling import sampling_rows
 from .settings import merge_sampling
 from .speaking import Handoff
-from .voice import DEFAULT_SCHEDULE, AudioChunk, Voice
+from .voice import DEFAULT_SCHEDULE, DEFAULT_SPEAKER, AudioChunk, Voice
 
 
 class LiveAudio:
@@ -136,7 +136,7 @@ class LiveAudio:
     if self._busy:
       raise ValueError('the reply is still being made: finish or close its iterator first')
     omni = self.omni
-    chosen = omni._voice(voice, talker_temperature, False) if speech else None
+    chosen = omni.voice_for(voice, talker_temperature) if speech else None
     limit = omni.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
     given = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'repetition_penalty': repetition_penalty}
     sampling = merge_sampling(omni.defaults.sampling, seed=seed, **given)

@@ -24,16 +24,15 @@ from ..weights.remote import located
 from . import decode
 from . import speech as device
 from .collate import Batch, bucket, collate
-from .reply import Finished, Reply, Score, TextDelta, split_reasoning
+from .reply import Finished, Reply, Score, TextDelta
 from .sampling import Sampling, sampling_rows
 from .settings import GenerationDefaults, merge_sampling, per_row
 from .speaking import Handoff, Speaker, WaveStream, speak_replies, spoken_tokens
-from .voice import DEFAULT_SCHEDULE, AudioChunk, Speech, Voice
+from .voice import DEFAULT_SCHEDULE, DEFAULT_SPEAKER, AudioChunk, Speech, Voice
 
 Conversation = Sequence[dict[str, Any]]
 
 STEPS_PER_CALL = 32  # decode steps between two looks at the batch from the host, when nothing is streamed
-DEFAULT_SPEAKER = 'Ethan'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Omni:
       raise ValueError(f'batch_size {batch_size}: expected 1 or more')
     number = len(conversations)
     given = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'repetition_penalty': repetition_penalty}
-    chosen = self._voice(voice, talker_temperature, reference_exact) if speech else None
+    chosen = self.voice_for(voice, talker_temperature, reference_exact) if speech else None
     seeds = per_row(range(number) if seed is None else seed, number, 'seed')
     limits = per_row(self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens, number, 'max_new_tokens')
     speakers = per_row(speaker, number, 'speaker')
@@ -219,7 +218,7 @@ class Omni:
     float rounding (1e-5).
     """
     given = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'repetition_penalty': repetition_penalty}
-    chosen = self._voice(voice, talker_temperature, False) if speech else None
+    chosen = self.voice_for(voice, talker_temperature) if speech else None
     limit = self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
     frames = (chosen or self.voice).max_frames if max_frames is None else max_frames
     (inputs,) = self._prompts([conversation], False, prompt)
@@ -299,7 +298,7 @@ class Omni:
     if empty := [i for i, ids in enumerate(tokens) if not ids]:
       raise ValueError(f'nothing to say in text {empty}')
     number = len(texts)
-    chosen = self._voice(voice, talker_temperature, False)
+    chosen = self.voice_for(voice, talker_temperature)
     frames = per_row(chosen.max_frames if max_frames is None else max_frames, number, 'max_frames')
     speakers, seeds = per_row(speaker, number, 'speaker'), per_row(seed, number, 'seed')
     header = np.array(self.processor.tokenizer.encode('<|im_start|>assistant\n'), np.int32)
@@ -334,8 +333,8 @@ class Omni:
         scores.append(Score(ids, tokens, [float(p) for p in logprobs[b, begin : len(row.ids)]], begin))
     return scores
 
-  def _voice(self, voice: Voice | None, temperature: float | None, reference_exact: bool) -> Voice:
-    """The speech settings of a call. Raises ValueError where the checkpoint cannot speak."""
+  def voice_for(self, voice: Voice | None = None, temperature: float | None = None, reference_exact: bool = False) -> Voice:
+    """The speech settings of a call: those given, else the checkpoint's. Raises ValueError where the checkpoint cannot speak."""
     if self.cfg.talker is None:
       raise ValueError('this checkpoint has no Talker (Thinking and Captioner variants write only): ask for text')
     if 'talker' not in self.params:
@@ -353,7 +352,7 @@ class Omni:
   def _to_say(self, state: decode.State, rows: list[_Row], stop_token_ids, reference_exact: bool) -> np.ndarray:
     """How many tokens of each row's output so far are to be spoken."""
     count, token = np.asarray(state.count), np.asarray(state.token)
-    stopped = np.isin(token, self._stop_ids(stop_token_ids)) & (count > 0)
+    stopped = np.isin(token, self.defaults.stop_ids(stop_token_ids)) & (count > 0)
     return spoken_tokens(count, stopped, reference_exact)
 
   def _prompts(self, conversations: Sequence[Conversation], reference_exact: bool, prompt: dict) -> list[ModelInputs | str]:
@@ -425,24 +424,15 @@ class Omni:
       yield _Run(state, timings)
 
   def _limits(self, max_new_tokens: list[int], stop_token_ids: Sequence[int] | None) -> decode.Limits:
-    stop = self._stop_ids(stop_token_ids)
+    stop = self.defaults.stop_ids(stop_token_ids)
     padded = np.full(bucket(len(stop), 4), -1, np.int32)
     padded[: len(stop)] = stop
     return decode.Limits(stop=padded, tokens=np.array(max_new_tokens, np.int32))
 
-  def _stop_ids(self, given: Sequence[int] | None) -> tuple[int, ...]:
-    return self.defaults.stop_token_ids if given is None else tuple(given)
-
   def _replies(self, run: _Run, rows: list[_Row], stop_token_ids: Sequence[int] | None) -> list[Reply]:
-    stop = set(self._stop_ids(stop_token_ids))
+    stop, tokenizer = self.defaults.stop_ids(stop_token_ids), self.processor.tokenizer
     output, count = np.asarray(run.state.output), np.asarray(run.state.count)
-    tokenizer = self.processor.tokenizer
     timings = {k: round(v, 6) for k, v in {'total_s': run.timings['first_token_s'], **run.timings}.items()}
-    replies = []
-    for b, row in enumerate(rows):
-      ids, prompt = [int(t) for t in output[b, : count[b]]], row.inputs.ids
-      stopped = bool(ids) and ids[-1] in stop
-      opened = tokenizer.decode([int(t) for t in prompt[-4:]], skip_special_tokens=False).rstrip().endswith('<think>')
-      text, reasoning = split_reasoning(tokenizer.decode(ids[:-1] if stopped else ids), opened)
-      replies.append(Reply(text, ids, len(prompt), 'stop' if stopped else 'length', reasoning, timings))
-    return replies
+    return [
+      Reply.of(tokenizer, row.inputs.ids, output[b, : count[b]].tolist(), stop, timings) for b, row in enumerate(rows)
+    ]

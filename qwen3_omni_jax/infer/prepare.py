@@ -21,7 +21,7 @@ from .collate import bucket
 from .sampling import Sampling
 from .settings import merge_sampling
 from .talker_inputs import assistant_header, speaker_code, user_tokens
-from .voice import Voice
+from .voice import DEFAULT_SPEAKER, Voice
 
 if TYPE_CHECKING:
   from .omni import Omni
@@ -135,7 +135,7 @@ def prepare(omni: 'Omni', row: Row, sizes: Sequence[int], most: int, voice: Voic
   frames = row.max_frames if row.max_frames is not None else (voice or omni.voice).max_frames
   items, item_of, feature_of = items_of(inputs, omni.cfg.thinker)
   pieces = cut(inputs, items, item_of, feature_of, sizes)
-  speaker = row.speaker or 'Ethan'
+  speaker = row.speaker or DEFAULT_SPEAKER
   return Prepared(row, inputs, sampling, limit, row.speech, speaker, frames, pieces, items, item_of, feature_of)
 
 
@@ -156,7 +156,7 @@ def _settings(omni: 'Omni', row: Row, voice: Voice | None) -> Sampling:
     if row.speech:
       if voice is None or omni.cfg.talker is None:
         raise RowError('settings', 'speech was asked for, but no Talker is loaded (--speech loads it)')
-      speaker_code(omni.cfg.talker, str(row.speaker or 'Ethan'))
+      speaker_code(omni.cfg.talker, str(row.speaker or DEFAULT_SPEAKER))
   except RowError:
     raise
   except ValueError as e:

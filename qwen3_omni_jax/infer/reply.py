@@ -1,8 +1,12 @@
 """What comes back from a call: a Reply for each conversation, or events while it is being written."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ..media.text import Tokenizer
 from .voice import Speech
 
 
@@ -23,6 +27,15 @@ class Reply:
   timings: dict[str, float] = dataclasses.field(default_factory=dict)
   error: str | None = None
   speech: Speech | None = None
+
+  @classmethod
+  def of(cls, tokenizer: Tokenizer, prompt: np.ndarray, token_ids: list[int], stop: Sequence[int],
+         timings: dict[str, float], speech: Speech | None = None) -> 'Reply':  # fmt: skip
+    """From what was sampled after a prompt."""
+    stopped = bool(token_ids) and token_ids[-1] in stop
+    opened = tokenizer.decode(prompt[-4:].tolist(), skip_special_tokens=False).rstrip().endswith('<think>')
+    text, reasoning = split_reasoning(tokenizer.decode(token_ids[:-1] if stopped else token_ids), opened)
+    return cls(text, token_ids, len(prompt), 'stop' if stopped else 'length', reasoning, timings, None, speech)
 
   def to_json(self) -> dict[str, Any]:
     """The JSON object the command line prints: unset optional fields are left out."""

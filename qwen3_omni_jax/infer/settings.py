@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from .sampling import Sampling
@@ -41,6 +42,10 @@ class GenerationDefaults:
     if not isinstance(data, dict):
       raise ValueError(f'{path}: expected a JSON object, found {type(data).__name__}')
     return cls._from_dict({k: v for k, v in data.items() if v is not None}, str(path), im_end)
+
+  def stop_ids(self, given: Sequence[int] | None) -> tuple[int, ...]:
+    """The stop tokens of a call: those given, else the checkpoint's."""
+    return self.stop_token_ids if given is None else tuple(given)
 
   @classmethod
   def _from_dict(cls, data: dict, where: str, im_end: int) -> 'GenerationDefaults':

@@ -91,7 +91,7 @@ def begin_speech(
 
   text: at least each row's first token. slots: of the cache, at least prompt + frames.
   """
-  talker, B = _talker(cfg), prompt_ids.shape[0]
+  talker, B = talker_of(cfg), prompt_ids.shape[0]
   rows = thinker_rows(params['thinker'], prompt_ids, tap, inputs)
   prompt = talker_prompt(params['talker'], talker, rows, text, speaker)
   cache = init_cache(talker.text, B, slots, tap.dtype)
@@ -111,7 +111,7 @@ def begin_speech(
   return _draw_code0(params, cfg, state, live, draws)
 
 
-def _talker(cfg: OmniConfig) -> TalkerConfig:
+def talker_of(cfg: OmniConfig) -> TalkerConfig:
   assert cfg.talker is not None, 'Omni refuses to speak without a Talker'
   return cfg.talker
 
@@ -119,22 +119,22 @@ def _talker(cfg: OmniConfig) -> TalkerConfig:
 def _draw_code0(params: Params, cfg: OmniConfig, state: SpeechState, live: Bool[Array, ' B'], draws: Draws) -> SpeechState:
   """Draws the next frame's code 0 of the live rows from state.hidden."""
   logits = penalise(code_logits(params['talker'], state.hidden), state.seen, draws.talker.repetition_penalty)
-  code0 = sample(suppress_special(_talker(cfg), logits), draws.talker, state.frames, stream=1)
+  code0 = sample(suppress_special(talker_of(cfg), logits), draws.talker, state.frames, stream=1)
   code0 = jnp.where(live, code0, state.code0)
   rows = jnp.arange(code0.shape[0])
   return state.replace(
     code0=code0,
     seen=state.seen.at[rows, code0].max(live),
-    reason=jnp.where(live & (code0 == _talker(cfg).codec_eos_token_id), ENDED, state.reason),
+    reason=jnp.where(live & (code0 == talker_of(cfg).codec_eos_token_id), ENDED, state.reason),
   )
 
 
-def _frame(
+def next_frame(
   params: Params, cfg: OmniConfig, predictor: Predictor, state: SpeechState, text: TextTrack,
   live: Bool[Array, ' B'], draws: Draws,
 ) -> SpeechState:  # fmt: skip
   """Completes the frame of each live row and draws the next code 0. Other rows stay as they are."""
-  talker = _talker(cfg)
+  talker = talker_of(cfg)
   pick = lambda logits, step: sample(logits, draws.predictor, state.frames, stream=2 + step)
   code0_embedding = embed_codes(params['talker'], state.code0, state.hidden.dtype)
   rest, total = predict_codes(predictor, talker, state.hidden, code0_embedding, pick)
@@ -184,13 +184,13 @@ def speak(
 
   def body(carry):
     i, state = carry
-    state = _frame(params, cfg, predictor, state, text, able(state), draws)
-    return i + 1, state.replace(reason=_guard(state, text, text_done, limits))
+    state = next_frame(params, cfg, predictor, state, text, able(state), draws)
+    return i + 1, state.replace(reason=why_ended(state, text, text_done, limits))
 
-  return jax.lax.while_loop(more, body, (jnp.int32(0), state.replace(reason=_guard(state, text, text_done, limits))))[1]
+  return jax.lax.while_loop(more, body, (jnp.int32(0), state.replace(reason=why_ended(state, text, text_done, limits))))[1]
 
 
-def _guard(state: SpeechState, text: TextTrack, text_done: Bool[Array, ' B'], limits: SpeechLimits) -> Int[Array, ' B']:
+def why_ended(state: SpeechState, text: TextTrack, text_done: Bool[Array, ' B'], limits: SpeechLimits) -> Int[Array, ' B']:
   """Why rows must stop although the Talker did not end."""
   allowed = limits.per_token * text.count + limits.base
   runaway = (limits.per_token > 0) & text_done & (state.frames >= allowed)

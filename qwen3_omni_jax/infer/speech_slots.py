@@ -23,11 +23,11 @@ from .speech import (
   Draws,
   SpeechLimits,
   SpeechState,
-  _frame,
-  _guard,
-  _talker,
   begin_speech,
+  next_frame,
+  talker_of,
   whole_text,
+  why_ended,
 )  # fmt: skip
 from .talker_inputs import TalkerInputs
 
@@ -47,7 +47,7 @@ class Talk:
 
 def empty_speech(cfg: OmniConfig, slots: int, length: int, dtype) -> tuple[SpeechState, TextTrack]:
   """`slots` free slots for Talker prompts and frames of up to `length` together."""
-  talker = _talker(cfg)
+  talker = talker_of(cfg)
   D = talker.text.hidden_size
   zeros = lambda: jnp.zeros(slots, jnp.int32)  # an array of its own each: the state is donated
   special = lambda: jnp.zeros(D, dtype)
@@ -107,7 +107,7 @@ def speak_slots(
 ) -> tuple[SpeechState, Int[Array, '']]:  # fmt: skip
   """Up to `steps` frames of all slots; and how many were run. refill: stop as soon as a row ends."""
   all_there = jnp.ones(state.reason.shape[0], bool)
-  guard = lambda state: state.replace(reason=_guard(state, text, all_there, limits))
+  guard = lambda state: state.replace(reason=why_ended(state, text, all_there, limits))
   state = guard(state)
   before = (state.reason != RUNNING).sum()
 
@@ -118,7 +118,7 @@ def speak_slots(
 
   def body(carry):
     i, state = carry
-    return i + 1, guard(_frame(params, cfg, predictor, state, text, state.reason == RUNNING, draws))
+    return i + 1, guard(next_frame(params, cfg, predictor, state, text, state.reason == RUNNING, draws))
 
   run, state = jax.lax.while_loop(more, body, (jnp.int32(0), state))
   return state, run

@@ -13,6 +13,7 @@ from .sampling import Sampling, sampling_rows
 from .speech import Draws, SpeechLimits, speech_limits
 
 RATE_HZ = 24_000  # of Code2Wav's output; fixed in the reference
+DEFAULT_SPEAKER = 'Ethan'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ class StubOmni(types.SimpleNamespace):
     defaults = GenerationDefaults.from_folder(folder, processor.cfg.im_end_token_id)
     return cls(processor=processor, cfg=processor.cfg, defaults=defaults, voice=Voice())
 
-  def _voice(self, *_):
+  def voice_for(self, **_):
     return self.voice
 
 
