@@ -1,96 +1,243 @@
-"""Rows per second of batch inference on CPU beside transformers, in one run: `small` checkpoint, float32, unequal lengths.
+"""Batch inference on CPU beside transformers, in one run: 64 conversations of unequal lengths, `small`, float32, greedy.
 
-    python benchmarks/batch_vs_reference.py [--rows 64] [--no-speech] [--batch-sizes 8,16,32]
+    python benchmarks/batch_vs_reference.py [--rows 64] [--parts text,speech] [--batch-sizes 8,16,32,64] [--again]
 
-Three ways: our continuous batching, our static batches (`Omni.generate`), and transformers' own batched `generate`, each at the
-best of the batch sizes. Limits of replies differ by row; a static batch runs to its longest. transformers speaks one
-conversation at a time, so with speech its batch size is 1.
+Three ways: our continuous batching (`infer/batch.py`), our static batches (`Omni.generate`), and transformers' own batched
+`generate`, the last two at the best of the batch sizes. All do the same work: a row has a number of tokens and, spoken, three
+frames for each, at which it ends (a stopping criterion of each row in transformers); nothing else ends a row, the Talker's end
+token is made impossible on both sides. A static batch goes on until its longest row has ended. The lengths stand for ends that
+nobody knows beforehand; what it would give transformers to know them (rows sorted by length) is measured too.
+
+Each measurement is kept in .cache as it comes, so that a run that was stopped goes on; `--again` forgets them.
 """
 
 import argparse
+import gc
+import json
+import pathlib
 import random
 import time
 
 import common
 
+TOKENS = (8, 16, 32, 64, 96)  # of replies, drawn at random
+FRAMES_PER_TOKEN = 3  # speech takes 3 to 4
+WORDS = 'The quick brown fox jumps over the lazy dog while children sing near the water and someone listens'.split()
+
+
+class Work:
+  """The conversations and how long each answer is."""
+
+  def __init__(self, rows: int):
+    rng = random.Random(0)
+    self.conversations = [[{'role': 'user', 'content': ' '.join(rng.choices(WORDS, k=rng.randint(4, 80)))}] for _ in range(rows)]
+    self.tokens = [rng.choice(TOKENS) for _ in range(rows)]
+    self.frames = [FRAMES_PER_TOKEN * n for n in self.tokens]
+
+
+class Ours:
+  """Continuous and static batches; their speech settings are the published ones, greedy, without guards."""
+
+  def __init__(self, folder: pathlib.Path, work: Work):
+    import jax
+
+    from qwen3_omni_jax import Omni
+
+    jax.config.update('jax_compilation_cache_dir', str(common.ROOT / '.cache' / 'jax'))
+    self.work, self.omni = work, Omni.load(folder, dtype='float32')
+    talker, end = self.omni.params['talker'], self.omni.cfg.talker.codec_eos_token_id
+    talker['head'] = talker['head'].at[:, end].set(0)  # a logit of 0 is never the largest
+    self.voice = self.omni.voice.changed(temperature=0).without_guards()
+    self.engines: dict = {}
+
+  def continuous(self, speech: bool, slots: int) -> dict:
+    """One engine for all runs: what it has compiled is there, what it has computed is forgotten."""
+    from qwen3_omni_jax.infer.batch import Engine, Stats
+    from qwen3_omni_jax.infer.batch_plan import EngineConfig
+    from qwen3_omni_jax.infer.prepare import Row
+
+    work, key = self.work, (speech, slots)
+    if key not in self.engines:
+      config = EngineConfig(slots=slots, lengths=(256, 512))
+      self.engines = {key: Engine(self.omni, config, self.voice if speech else None, stop_token_ids=())}
+    engine = self.engines[key]
+    engine.stats = Stats()
+    for kept in (engine.kept, engine.features):
+      kept.clear()
+    rows = [
+      Row(str(i), c, max_new_tokens=n, max_frames=f, speech=speech)
+      for i, (c, n, f) in enumerate(zip(work.conversations, work.tokens, work.frames, strict=True))
+    ]
+    done = {r.row.id: r for r in engine.answer(rows)}
+    assert not any(r.error for r in done.values()), [r.error for r in done.values() if r.error][:1]
+    replies = [done[row.id].reply for row in rows]
+    stats = engine.stats
+    use = {'slot_use': round(stats.thinker_live / stats.thinker_steps, 3)}
+    use['prompt_padding'] = round(stats.padded_tokens / (stats.padded_tokens + stats.prompt_tokens), 3)
+    if speech:
+      use['talker_slot_use'] = round(stats.talker_live / stats.talker_steps, 3)
+    return self._done(replies, speech) | use
+
+  def static(self, speech: bool, size: int) -> dict:
+    spoken = {'speech': True, 'voice': self.voice, 'max_frames': self.work.frames} if speech else {}
+    replies = self.omni.generate(
+      self.work.conversations, max_new_tokens=self.work.tokens, stop_token_ids=(), batch_size=size, **spoken
+    )
+    return self._done(replies, speech)
+
+  def _done(self, replies, speech: bool) -> dict:
+    return {
+      'texts': [r.token_ids for r in replies], 'frames': [len(r.speech.codes) for r in replies] if speech else [],
+      'samples': sum(len(r.speech.samples) for r in replies) if speech else 0,
+    }  # fmt: skip
+
+
+class Theirs:
+  """transformers' own `generate`."""
+
+  def __init__(self, folder: pathlib.Path, work: Work):
+    from tests.reference import Reference
+
+    self.work, self.reference = work, Reference.load(folder)
+    talker = self.reference.model.talker
+    talker.codec_head.weight.data[self.reference.model.config.talker_config.codec_eos_token_id] = 0
+
+  def batches(self, speech: bool, size: int, order: list[int] | None = None) -> dict:
+    import torch
+    from transformers import StoppingCriteria
+
+    work, model = self.work, self.reference.model
+    order = order or list(range(len(work.tokens)))
+
+    class RowLimits(StoppingCriteria):
+      """Ends each row of a batch at its own number of tokens. (generate hands Talker and Thinker only what is new or all.)"""
+
+      def __init__(self, limits, before):
+        self.limits, self.before = torch.tensor(limits), before
+
+      def __call__(self, input_ids, scores, **_):
+        return input_ids.shape[1] - self.before >= self.limits
+
+    texts, frames, samples = {}, {}, 0
+    with torch.no_grad():
+      for start in range(0, len(order), size):
+        members = order[start : start + size]
+        batch = self.reference.inputs([work.conversations[i] for i in members])
+        tokens, many = [work.tokens[i] for i in members], [work.frames[i] for i in members]
+        prompt = batch['input_ids'].shape[1]
+        spoken: dict = {'return_audio': False}
+        if speech:
+          # A row's last code is drawn and no frame; but of rows that end before the longest, it is counted as a frame.
+          ends = [f if f < max(many) else f + 1 for f in many]
+          spoken = {'return_audio': True, 'talker_max_new_tokens': max(many) + 1, 'talker_do_sample': False,
+                    'talker_stopping_criteria': [RowLimits(ends, 0)]}  # fmt: skip
+        out = model.generate(
+          **batch, thinker_max_new_tokens=max(tokens), thinker_eos_token_id=-1, thinker_pad_token_id=0,
+          thinker_stopping_criteria=[RowLimits(tokens, prompt)], **spoken,
+        )  # fmt: skip
+        sequences, waves = out if speech else (out, [None] * len(members))
+        for i, row, wave in zip(members, sequences, waves, strict=True):
+          texts[i] = row[prompt : prompt + work.tokens[i]].tolist()
+          if wave is not None:
+            samples += wave.numel()
+            frames[i] = -(-wave.numel() // int(model.code2wav.total_upsample))
+    rows = range(len(order))
+    return {'texts': [texts[i] for i in rows], 'frames': [frames[i] for i in rows] if speech else [], 'samples': samples}
+
+  def sorted(self, speech: bool, size: int) -> dict:
+    return self.batches(speech, size, sorted(range(len(self.work.tokens)), key=lambda i: self.work.tokens[i]))
+
+
+class Measured:
+  """What has been measured of this run, kept on disk."""
+
+  def __init__(self, path: pathlib.Path, run: dict, again: bool):
+    known = json.loads(path.read_text()) if path.exists() and not again else {}
+    self.path, self.data = path, known if known.get('run') == run else {'run': run, 'seconds': {}}
+
+  def __call__(self, name: str, run, warm: bool) -> dict:
+    """Seconds of one call, after another one where programs must be compiled first."""
+    if name not in self.data['seconds']:
+      if warm:
+        run()
+      gc.collect()
+      started = time.perf_counter()
+      done = run()
+      self.data['seconds'][name] = {'seconds': round(time.perf_counter() - started, 3), **done}
+      self.path.write_text(json.dumps(self.data))
+      print(f'{name}: {self.data["seconds"][name]["seconds"]} s', flush=True)
+    return self.data['seconds'][name]
+
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--checkpoint', default=str(common.ROOT / '.cache' / 'small'))
+  parser.add_argument('--preset', default='small')
   parser.add_argument('--rows', type=int, default=64)
-  parser.add_argument('--batch-sizes', default='8,16,32')
-  parser.add_argument('--no-speech', action='store_true')
+  parser.add_argument('--batch-sizes', default='8,16,32,64')
+  parser.add_argument('--slots', default='32')
+  parser.add_argument('--parts', default='text,speech')
+  parser.add_argument('--sides', default='ours,theirs')
+  parser.add_argument('--again', action='store_true')
   args = parser.parse_args()
   circumstances = common.circumstances()
-  import jax
-  import torch
-
-  from qwen3_omni_jax import Omni
-  from qwen3_omni_jax.infer.batch import Engine
-  from qwen3_omni_jax.infer.batch_plan import EngineConfig
-  from qwen3_omni_jax.infer.prepare import Row
-  from tests.reference import Reference
-
-  jax.config.update('jax_compilation_cache_dir', str(common.ROOT / '.cache' / 'jax'))
-  folder = common.small_checkpoint(args.checkpoint)
-  omni, reference = Omni.load(folder, dtype='float32'), Reference.load(folder)
-  words = 'The quick brown fox jumps over the lazy dog while children sing near the water and someone listens'.split()
-  rng = random.Random(0)
-  asked = [' '.join(rng.choices(words, k=rng.randint(4, 80))) for _ in range(args.rows)]
-  limits = [rng.choice([8, 16, 32, 64, 96]) for _ in asked]
-  frames = [min(48, 3 * n) for n in limits]
-  conversations = [[{'role': 'user', 'content': text}] for text in asked]
+  folder = common.small_checkpoint(common.ROOT / '.cache' / args.preset, args.preset)
+  work = Work(args.rows)
   sizes = [int(n) for n in args.batch_sizes.split(',')]
-  engine = EngineConfig(slots=32, lengths=(256,), pieces=(32, 128))
-  voice = omni.voice.changed(temperature=0).without_guards()
-
-  def continuous(speech: bool) -> None:
-    rows = [
-      Row(str(i), c, max_new_tokens=n, max_frames=f, speech=speech)
-      for i, (c, n, f) in enumerate(zip(conversations, limits, frames, strict=True))
-    ]
-    work = Engine(omni, engine, voice if speech else None, stop_token_ids=())
-    done = list(work.answer(rows))
-    assert len(done) == len(rows) and not any(r.error for r in done)
-
-  def static(speech: bool, size: int) -> None:
-    spoken = {'speech': True, 'voice': voice, 'max_frames': frames} if speech else {}
-    omni.generate(conversations, max_new_tokens=limits, stop_token_ids=(), batch_size=size, **spoken)
-
-  def theirs(speech: bool, size: int) -> None:
-    with torch.no_grad():
-      for start in range(0, args.rows, size):
-        batch = reference.inputs(conversations[start : start + size])
-        most = max(limits[start : start + size])
-        spoken = {'return_audio': False}
-        if speech:
-          spoken = {'return_audio': True, 'talker_max_new_tokens': frames[start] + 1, 'talker_do_sample': False}
-        reference.model.generate(**batch, thinker_max_new_tokens=most, thinker_eos_token_id=-1, **spoken)
-
-  def timed(run) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-  result: dict = {'rows': args.rows, 'checkpoint': 'small preset, float32, 2 threads each'}
-  for speech in (False,) if args.no_speech else (False, True):
-    name = 'speech' if speech else 'text'
-    continuous(speech)  # compiles
-    ours = timed(lambda: continuous(speech))
-    fixed = {}
-    for size in sizes:
-      static(speech, size)
-      fixed[size] = timed(lambda size=size: static(speech, size))
-    other = {size: timed(lambda size=size: theirs(speech, size)) for size in ([1] if speech else sizes)}
-    best, their_best = min(fixed, key=fixed.get), min(other, key=other.get)
-    result[name] = {
-      'continuous_rows_per_s': round(args.rows / ours, 3),
-      'static_rows_per_s': {n: round(args.rows / s, 3) for n, s in fixed.items()},
-      'reference_rows_per_s': {n: round(args.rows / s, 3) for n, s in other.items()},
-      'times_the_reference': round(other[their_best] / ours, 2), 'times_static': round(fixed[best] / ours, 2),
-    }  # fmt: skip
-    print(name, result[name], flush=True)
+  slots = [int(n) for n in args.slots.split(',')]
+  run = {'preset': args.preset, 'rows': args.rows, 'commit': circumstances['commit']}
+  measured = Measured(common.ROOT / '.cache' / 'batch_vs_reference.json', run, args.again)
+  parts = args.parts.split(',')
+  if 'ours' in args.sides:
+    ours = Ours(folder, work)
+    for part in parts:
+      for n in slots:
+        measured(f'{part}/continuous/{n}', lambda n=n: ours.continuous(part == 'speech', n), warm=True)
+      for n in sizes:
+        measured(f'{part}/static/{n}', lambda n=n: ours.static(part == 'speech', n), warm=True)
+    del ours
+  if 'theirs' in args.sides:
+    theirs = Theirs(folder, work)
+    theirs.batches(False, 4, order=[0, 1, 2, 3])
+    for part in parts:
+      for n in sizes:
+        measured(f'{part}/reference/{n}', lambda n=n: theirs.batches(part == 'speech', n), warm=False)
+      best = min(sizes, key=lambda n: measured.data['seconds'][f'{part}/reference/{n}']['seconds'])
+      measured(f'{part}/reference, sorted by length/{best}', lambda: theirs.sorted(part == 'speech', best), warm=False)
+  result = {'preset': args.preset, 'rows': args.rows, 'tokens': sum(work.tokens), 'frames': sum(work.frames)}
+  result |= {part: compare(part, measured.data['seconds'], work) for part in parts}
+  print(json.dumps(result, indent=1))
+  if args.preset == 'small' and args.sides == 'ours,theirs':
     common.save('batch_vs_reference', circumstances | result)
+
+
+def compare(part: str, seconds: dict[str, dict], work: Work) -> dict:
+  """Rows per second of every way, the ratios of the best, and the proof that the work was the same."""
+  ways: dict[str, dict[str, dict]] = {}
+  for name, found in seconds.items():
+    of, way, size = name.split('/')
+    if of == part:
+      ways.setdefault(way, {})[size] = found
+  rows = len(work.tokens)
+  out: dict = {}
+  best: dict[str, dict] = {}
+  for way, found in ways.items():
+    for one in found.values():
+      assert [len(t) for t in one['texts']] == work.tokens, f'{way}: other numbers of tokens'
+      assert part == 'text' or one['frames'] == work.frames, f'{way}: other numbers of frames'
+    out[f'{way}, rows per s'] = {size: round(rows / one['seconds'], 3) for size, one in found.items()}
+    best[way] = min(found.values(), key=lambda one: one['seconds'])
+  ours = best.get('continuous')
+  if ours is not None:
+    kept = ('texts', 'frames', 'samples')
+    out['engine'] = {name: value for name, value in ours.items() if name not in kept}
+    for way, other in best.items():
+      if way != 'continuous':
+        out[f'times {way}'] = round(other['seconds'] / ours['seconds'], 2)
+        same = sum(a == b for a, b in zip(ours['texts'], other['texts'], strict=True))
+        out[f'rows with the same tokens as {way}'] = same
+        if part == 'speech':
+          out[f'samples beside {way}'] = [ours['samples'], other['samples']]
+  return out
 
 
 if __name__ == '__main__':
