@@ -16,17 +16,13 @@ class Kept:
   def __init__(self, capacity_bytes: int, size_of: Callable[[Any], int]):
     self.capacity, self.size_of, self.bytes = capacity_bytes, size_of, 0
     self._values: collections.OrderedDict[bytes, Any] = collections.OrderedDict()
-    self.hits = self.misses = 0
 
   def __contains__(self, key: bytes) -> bool:
     return key in self._values
 
   def get(self, key: bytes) -> Any:
     value = self._values.get(key)
-    if value is None:
-      self.misses += 1
-    else:
-      self.hits += 1
+    if value is not None:
       self._values.move_to_end(key)
     return value
 

@@ -1,7 +1,6 @@
 """The Talker's side of the batch engine on the host: replies in slots of frames, then through the lanes of the vocoder."""
 
 import dataclasses
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,6 @@ class Talking:
   frames: int  # at most
   index: np.ndarray  # the prompt's user tokens
   header: int
-  written: float
   slot: int = -1
   codes: np.ndarray | None = None
   reason: str = ''
@@ -54,7 +52,7 @@ def talking(engine: 'Engine', active: Active, tokens: list[int], say: int) -> Ta
   prepared, voice = active.prepared, engine.voice
   index, header = compact_prompt(prepared, engine.omni.cfg)
   frames = voice.most_frames([prepared.max_frames], [say])
-  return Talking(active, tokens, say, frames, index, header, time.perf_counter())
+  return Talking(active, tokens, say, frames, index, header)
 
 
 class TalkerPool:
