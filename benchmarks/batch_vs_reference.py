@@ -16,7 +16,7 @@ import gc
 import json
 import pathlib
 import random
-import time
+import subprocess
 
 import common
 
@@ -161,11 +161,12 @@ class Measured:
       if warm:
         run()
       gc.collect()
-      started = time.perf_counter()
+      clock = common.Clock()
       done = run()
-      self.data['seconds'][name] = {'seconds': round(time.perf_counter() - started, 3), **done}
+      self.data['seconds'][name] = {**clock.read(), **done}
       self.path.write_text(json.dumps(self.data))
-      print(f'{name}: {self.data["seconds"][name]["seconds"]} s', flush=True)
+      kept = {k: v for k, v in self.data['seconds'][name].items() if k not in ('texts', 'frames')}
+      print(f'{name}: {kept}', flush=True)
     return self.data['seconds'][name]
 
 
@@ -184,7 +185,10 @@ def main() -> None:
   work = Work(args.rows)
   sizes = [int(n) for n in args.batch_sizes.split(',')]
   slots = [int(n) for n in args.slots.split(',')]
-  run = {'preset': args.preset, 'rows': args.rows, 'commit': circumstances['commit']}
+  code = subprocess.run(
+    ['git', 'rev-parse', 'HEAD:qwen3_omni_jax'], capture_output=True, text=True, cwd=common.ROOT
+  ).stdout.strip()
+  run = {'preset': args.preset, 'rows': args.rows, 'code': code}
   measured = Measured(common.ROOT / '.cache' / 'batch_vs_reference.json', run, args.again)
   parts = args.parts.split(',')
   if 'ours' in args.sides:
@@ -204,7 +208,8 @@ def main() -> None:
       best = min(sizes, key=lambda n: measured.data['seconds'][f'{part}/reference/{n}']['seconds'])
       measured(f'{part}/reference, sorted by length/{best}', lambda: theirs.sorted(part == 'speech', best), warm=False)
   result = {'preset': args.preset, 'rows': args.rows, 'tokens': sum(work.tokens), 'frames': sum(work.frames)}
-  result |= {part: compare(part, measured.data['seconds'], work) for part in parts}
+  done = sorted({name.split('/')[0] for name in measured.data['seconds']}, reverse=True)
+  result |= {part: compare(part, measured.data['seconds'], work) for part in done}
   print(json.dumps(result, indent=1))
   if args.preset == 'small' and args.sides == 'ours,theirs':
     common.save('batch_vs_reference', circumstances | result)
@@ -226,9 +231,10 @@ def compare(part: str, seconds: dict[str, dict], work: Work) -> dict:
       assert part == 'text' or one['frames'] == work.frames, f'{way}: other numbers of frames'
     out[f'{way}, rows per s'] = {size: round(rows / one['seconds'], 3) for size, one in found.items()}
     best[way] = min(found.values(), key=lambda one: one['seconds'])
+    out.setdefault('processors that others had', {})[way] = best[way]['others']
   ours = best.get('continuous')
   if ours is not None:
-    kept = ('texts', 'frames', 'samples')
+    kept = ('texts', 'frames', 'samples', 'others')
     out['engine'] = {name: value for name, value in ours.items() if name not in kept}
     for way, other in best.items():
       if way != 'continuous':

@@ -62,6 +62,25 @@ def _timed(run: Callable[[], object]) -> float:
   return time.perf_counter() - started
 
 
+class Clock:
+  """Seconds since it was made, and what share of the processors other processes had meanwhile: a comparison made on a busy
+  machine says so."""
+
+  def __init__(self):
+    self._started, self._busy, self._own = time.perf_counter(), _busy_s(), time.process_time()
+
+  def read(self) -> dict[str, float]:
+    seconds = time.perf_counter() - self._started
+    others = _busy_s() - self._busy - (time.process_time() - self._own)
+    return {'seconds': round(seconds, 3), 'others': round(max(others, 0.0) / (seconds * (os.cpu_count() or 1)), 3)}
+
+
+def _busy_s() -> float:
+  """Processor seconds of all processes since the machine was started."""
+  user, nice, system, _, _, *rest = map(int, pathlib.Path('/proc/stat').read_text().split('\n')[0].split()[1:8])
+  return (user + nice + system + sum(rest)) / os.sysconf('SC_CLK_TCK')
+
+
 def circumstances() -> dict:
   """Command, hardware, versions, commit and date."""
   import jax
