@@ -67,6 +67,7 @@ class Stats:
   occupied_of: int = 0
   peak_use: float = 0.0
   halvings: int = 0
+  moved_rows: int = 0
 
 
 class Engine:
@@ -156,10 +157,12 @@ class Engine:
 
   def _enqueue(self, prepared: Prepared) -> None:
     self.wanted.ask([piece.key for piece in prepared.pieces[:-1]])
-    length = self.config.length_class(prepared.length)
+    self._pool(self.config.length_class(prepared.length(self.config.room))).waiting.append(prepared)
+
+  def _pool(self, length: int) -> ThinkerPool:
     if length not in self.thinkers:
       self.thinkers[length] = ThinkerPool(self, length)
-    self.thinkers[length].waiting.append(prepared)
+    return self.thinkers[length]
 
   def _waiting(self) -> int:
     return sum(len(pool.waiting) for pool in self.thinkers.values())
@@ -220,13 +223,17 @@ class Engine:
 
   def _read(self) -> Iterator[Result]:
     """Results of rows whose text has ended; those to be spoken go on to the Talker."""
-    for pool in self.thinkers.values():
+    for pool in list(self.thinkers.values()):
       if pool.steps_run is not None:
         steps = int(pool.steps_run)
         self.stats.thinker_live += steps * pool.live
         self.stats.thinker_steps += steps * pool.slots
       if any(row is not None and row.decoding for row in pool.rows):
-        for row, tokens in pool.harvest():
+        finished, full = pool.harvest()
+        for row in full:
+          self.stats.moved_rows += 1
+          self._pool(self.config.length_class(pool.length + 1)).coming.append((pool, row))
+        for row, tokens in finished:
           if (result := self._written(row, tokens)) is not None:
             yield result
 
@@ -334,7 +341,7 @@ def compiled_programs() -> dict[str, int]:
   """How many programs of each kind this process has compiled for engines so far."""
   functions = {
     'feed_pieces': slots.feed_pieces, 'decode_slots': slots.decode_slots, 'take_piece': slots.take_piece,
-    'put_piece': slots.put_piece, 'encode_audio': media_batch.encode_audio_lanes,
+    'put_piece': slots.put_piece, 'move_slot': slots.move_slot, 'encode_audio': media_batch.encode_audio_lanes,
     'encode_visual': media_batch.encode_visual_lanes, 'begin_talk': speech_slots.begin_talk,
     'speak_slots': speech_slots.speak_slots, 'vocode_lanes': speech_slots.vocode_lanes,
   }  # fmt: skip

@@ -24,15 +24,17 @@ class EngineConfig:
   """Shapes and limits of the engine. They decide speed and memory, never an answer (but for rounding, see docs/batch.md).
 
   slots: rows that decode together, in slots of up to 2048 tokens; longer ones get fewer, so that memory stays the same.
-  speech_slots: likewise of the Talker; None: as many. lengths: tokens (and for the Talker frames) a slot may hold; a row gets the
-  least that holds its prompt and its limit. pieces: (small, large) sizes in which prompts are fed. lanes: pieces a call.
-  steps, frames: decode steps and speech frames between two looks from the host. ahead: rows prepared in advance. workers: threads
-  that prepare them. wave_frames, wave_lanes: of a vocoder call.
+  speech_slots: likewise of the Talker; None: as many. lengths: tokens (and for the Talker frames) a slot may hold; a row begins
+  in the least that holds its prompt and `room` tokens of its reply (or all, of a lower limit), and moves on to the next when it
+  is full: a limit of thousands of tokens costs nothing until they are written. pieces: (small, large) sizes in which prompts are
+  fed. lanes: pieces a call. steps, frames: decode steps and speech frames between two looks from the host. ahead: rows prepared
+  in advance. workers: threads that prepare them. wave_frames, wave_lanes: of a vocoder call.
   """
 
   slots: int = 32
   speech_slots: int | None = None
   lengths: tuple[int, ...] = (256, 1024, 4096, 16384)
+  room: int = 512
   pieces: tuple[int, int] = (64, 256)
   lanes: int = 8
   encoder_lanes: int = 8
@@ -47,7 +49,7 @@ class EngineConfig:
 
   def __post_init__(self):
     problems = []
-    for name in ('slots', 'lanes', 'encoder_lanes', 'steps', 'frames', 'workers', 'wave_frames', 'wave_lanes'):
+    for name in ('slots', 'room', 'lanes', 'encoder_lanes', 'steps', 'frames', 'workers', 'wave_frames', 'wave_lanes'):
       if getattr(self, name) < 1:
         problems.append(f'{name} {getattr(self, name)}: expected 1 or more')
     if not self.lengths or list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < self.pieces[1]:
@@ -96,6 +98,7 @@ def program_bound(config: EngineConfig, cfg: OmniConfig, speech: bool, lengths: 
     'decode_slots': widths * number,
     'take_piece': 2 * number,
     'put_piece': 2 * number,
+    'move_slot': number - 1,
     'encode_audio': sum(1 for n in (1, 2, 3, 4, 6, 8, 12, 16) if n <= audio) or 1,
     'encode_visual': 2 * int(math.log2(max(2, 65536 // (16 * merge2)))),
   }

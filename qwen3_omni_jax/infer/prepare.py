@@ -98,11 +98,11 @@ class Prepared:
   feature_of: np.ndarray  # the row of its item's features
   number: int = -1  # given by the engine
 
-  @property
-  def length(self) -> int:
-    """Tokens a slot needs: the prompt as padded, or prompt and reply."""
+  def length(self, room: int) -> int:
+    """Tokens the row's first slot needs: the prompt as padded, or the prompt and `room` tokens of its reply, or all of a shorter
+    limit."""
     last = self.pieces[-1]
-    return max(last.start + last.size, len(self.inputs.ids) + self.max_new_tokens)
+    return max(last.start + last.size, len(self.inputs.ids) + min(room, self.max_new_tokens))
 
 
 def row_seed(id: str) -> int:

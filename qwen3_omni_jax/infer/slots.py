@@ -140,6 +140,24 @@ def put_piece(state: State, slot: Int[Array, ''], start: Int[Array, ''], window:
   return _put_window(state, slot, start, window, seen, start + ids.shape[0])
 
 
+@functools.partial(jax.jit, donate_argnames=('larger',))
+def move_slot(smaller: State, larger: State, slot: Int[Array, ''], to: Int[Array, '']) -> State:
+  """`larger` with a row of `smaller`, that is full, in its slot `to`: it goes on there."""
+  start = jnp.int32(0)
+  size = smaller.cache.k.shape[3]
+  assert smaller.seen is not None
+  window = _window(smaller.cache, slot, start, size)
+  state = _put_window(larger, to, start, window, smaller.seen[slot], smaller.filled[slot])
+  output = jnp.zeros(state.output.shape[1], jnp.int32).at[: smaller.output.shape[1]].set(smaller.output[slot])
+  return state.replace(
+    position=state.position.at[to].set(smaller.position[slot]),
+    token=state.token.at[to].set(smaller.token[slot]),
+    done=state.done.at[to].set(False),
+    output=state.output.at[to].set(output),
+    count=state.count.at[to].set(smaller.count[slot]),
+  )
+
+
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state',))
 def decode_slots(

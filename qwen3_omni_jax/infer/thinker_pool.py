@@ -57,6 +57,7 @@ class ThinkerPool:
     self.engine, self.length = engine, length
     self.slots = engine.config.slots_of(length)
     self.waiting: deque[Prepared] = deque()
+    self.coming: deque[tuple[ThinkerPool, Active]] = deque()  # rows of smaller pools that are full
     self.rows: list[Active | None] = [None] * self.slots
     self.filling: list[Active] = []
     self.live, self.steps_run = 0, None  # of the last call: rows at work, and steps run (on device)
@@ -68,26 +69,35 @@ class ThinkerPool:
 
   @property
   def busy(self) -> bool:
-    return bool(self.waiting) or any(self.rows)
+    return bool(self.waiting or self.coming) or any(self.rows)
 
   @property
   def decoding(self) -> int:
     return sum(1 for row in self.rows if row is not None and row.decoding)
 
   def assign(self) -> None:
-    """Gives free slots to waiting rows, oldest first."""
-    for slot, row in enumerate(self.rows):
-      if not self.waiting:
+    """Gives free slots to rows that come from smaller ones, then to waiting rows, oldest first."""
+    for slot in [slot for slot, row in enumerate(self.rows) if row is None]:
+      if self.coming:
+        smaller, row = self.coming.popleft()
+        self.state = device.move_slot(smaller.state, self.state, np.int32(row.slot), np.int32(slot))
+        smaller.rows[row.slot] = None
+        row.slot, row.decoding = slot, True
+      elif self.waiting:
+        row = Active(self.waiting.popleft(), slot, time.perf_counter())
+        self.filling.append(row)
+      else:
         return
-      if row is None:
-        prepared = self.waiting.popleft()
-        sampling = prepared.sampling
-        vocab = self.engine.omni.cfg.thinker.text.vocab_size
-        self.temperature[slot], self.top_p[slot] = sampling.temperature, sampling.top_p
-        self.top_k[slot], self.seed[slot] = min(sampling.top_k or vocab, vocab), sampling.seed
-        self.penalty[slot], self.limit[slot] = sampling.repetition_penalty, prepared.max_new_tokens
-        self.rows[slot] = Active(prepared, slot, time.perf_counter())
-        self.filling.append(self.rows[slot])
+      self.rows[slot] = row
+      sampling = row.prepared.sampling
+      vocab = self.engine.omni.cfg.thinker.text.vocab_size
+      self.temperature[slot], self.top_p[slot] = sampling.temperature, sampling.top_p
+      self.top_k[slot], self.seed[slot] = min(sampling.top_k or vocab, vocab), sampling.seed
+      self.penalty[slot], self.limit[slot] = sampling.repetition_penalty, self._limit(row.prepared)
+
+  def _limit(self, prepared: Prepared) -> int:
+    """Tokens of a row's reply that there is room for here."""
+    return min(prepared.max_new_tokens, self.length - len(prepared.inputs.ids))
 
   # ---- prompts
 
@@ -158,7 +168,7 @@ class ThinkerPool:
       lanes.start[lane], lanes.ids[lane, :n], lanes.segment[lane, :n] = piece.start, inputs.ids[here], 1
       lanes.positions[:, lane, :n] = inputs.positions[:, here]
       if piece is prepared.pieces[-1]:
-        lanes.last[lane], lanes.limit[lane] = True, prepared.max_new_tokens
+        lanes.last[lane], lanes.limit[lane] = True, self._limit(prepared)
         lanes.next_position[lane] = inputs.positions.max() + 1
       if media:
         self._place(lanes, lane, row, piece, here)
@@ -209,14 +219,20 @@ class ThinkerPool:
       np.bool_(refill), engine.omni.dtype,
     )  # fmt: skip
 
-  def harvest(self) -> list[tuple[Active, list[int]]]:
-    """Rows whose reply is finished, with its tokens; their slots are free again."""
+  def harvest(self) -> tuple[list[tuple[Active, list[int]]], list[Active]]:
+    """Rows whose reply is finished, with its tokens: their slots are free again. And rows that are full: they keep theirs until
+    there is a larger one."""
     done, count = np.asarray(self.state.done), np.asarray(self.state.count)
     over = [row for row in self.rows if row is not None and row.decoding and done[row.slot]]
-    if not over:
-      return []
-    output = np.asarray(self.state.output)
+    output = np.asarray(self.state.output) if over else None
+    finished, full = [], []
     for row in over:
-      self.rows[row.slot] = None
-    return [(row, output[row.slot, : count[row.slot]].tolist()) for row in over]
-
+      assert output is not None
+      tokens = output[row.slot, : count[row.slot]].tolist()
+      if len(tokens) < row.prepared.max_new_tokens and tokens[-1] not in self.engine.stop_ids:
+        row.decoding = False
+        full.append(row)
+      else:
+        self.rows[row.slot] = None
+        finished.append((row, tokens))
+    return finished, full

@@ -105,6 +105,23 @@ def test_slots_are_full_while_rows_wait(answered):
   assert stats.peak_use == 1 and stats.occupied > 0.9 * stats.occupied_of > 0
 
 
+def test_a_row_moves_on_to_a_larger_slot_when_it_is_full(omni):
+  """A high limit takes no large slot before it is needed, and what is written does not change; drawn rows and penalties too."""
+  words = ('Say it. ', 'What is it? ' * 2, 'Name every colour of the picture. ' * 3)
+  drawn = {'temperature': 0.9, 'top_k': 20, 'repetition_penalty': 1.2}
+  rows = [
+    Row(f'{i}', [{'role': 'user', 'content': words[i % 3]}], (30, 90, 170)[i % 3], seed=i, **(drawn if i % 2 else {}))
+    for i in range(9)
+  ]
+  answer = lambda config: (engine := Engine(omni, config), {r.row.id: r for r in engine.answer(rows)})
+  large, expected = answer(dataclasses.replace(CONFIG, lengths=(512,)))
+  small, results = answer(dataclasses.replace(CONFIG, lengths=(64, 128, 512), room=8))
+  assert large.stats.moved_rows == 0 and small.stats.moved_rows >= 6 and not [r.error for r in results.values() if r.error]
+  for row in rows:
+    assert results[row.id].reply.token_ids == expected[row.id].reply.token_ids, row.id
+  assert max(len(r.reply.token_ids) for r in results.values()) > 128  # through all three
+
+
 def test_no_more_programs_than_stated(omni, answered):
   bound, compiled = program_bound(CONFIG, omni.cfg, speech=True), compiled_programs()
   assert set(bound) == set(compiled)
