@@ -32,14 +32,15 @@ def collectives(hlo: str, axes: Mapping[str, int]) -> dict[str, dict[str, float]
       for called in _called(line):
         if called in bodies:
           times[called] += times[name] * turns
-  sent: dict[Any, tuple[str, str, float]] = {}  # by channel: what is overlapped with a loop of matmuls is written several times
+  # By channel: what is overlapped with a loop of matmuls is written several times. Channel 1 is that of all that were given none.
+  sent: dict[Any, tuple[str, str, float]] = {}
   for name, lines in bodies.items():
     for number, line in enumerate(lines):
       if times[name] and (found := _OPERATION.search(line)):
         group, along = _groups(line, axes)
         channel = re.search(r'channel_id=(\d+)', line)
-        key = int(channel[1]) if channel else (name, number)
-        size = times[name] * _received(found, group)
+        key = channel[1] if channel and channel[1] != '1' else (name, number)
+        size = times[name] * _received(found, group, _operand(found, lines))
         if group > 1 and size > sent.get(key, ('', '', 0.0))[2]:
           sent[key] = found['kind'], along, size
   totals: dict[str, dict[str, float]] = {}
@@ -93,21 +94,32 @@ def _callers_first(bodies: Mapping[str, list[str]], entry: str) -> list[str]:
   return order[::-1]
 
 
-def _received(found: re.Match, group: int) -> float:
+def _operand(found: re.Match, lines: list[str]) -> str:
+  """How the same computation defines an operation's first operand."""
+  name = re.match(r'%?([\w.\-]+)', found.string[found.end() :])
+  return next((line for line in lines if name and re.match(rf'\s*%?{re.escape(name[1])} = ', line)), '')
+
+
+def _received(found: re.Match, group: int, operand: str) -> float:
   """Bytes that one device receives. The result of an all-gather is the whole, that of a reduce-scatter one part."""
   kind, others = found['kind'], (group - 1) / group
-  sizes = [math.prod(map(int, dims.split(','))) * _BYTES.get(dtype, 4) if dims else _BYTES.get(dtype, 4)
-           for dtype, dims in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', found['result'])]  # fmt: skip
+  sizes = _sizes(found['result'])
   if not sizes:
     return 0.0
-  if kind == 'ragged-all-to-all':  # (sent, room to receive, …): of balanced tokens as many arrive as the smaller one holds
-    size = min(sizes[:2])
+  if kind == 'ragged-all-to-all':  # what is sent, room to receive: of balanced tokens as many arrive as the smaller one holds
+    size = min([*sizes[:2], *_sizes(operand.partition(' = ')[2])[:1]])
   elif found['start']:  # (operand, result, …): the larger one of a gather is the whole
     size = max(sizes)
   else:
     size = sum(sizes)  # several arrays in one operation
   return {'all-gather': size * others, 'all-reduce': 2 * size * others, 'reduce-scatter': size * (group - 1),
           'collective-permute': float(size)}.get(kind, size * others)  # fmt: skip
+
+
+def _sizes(text: str) -> list[int]:
+  """Bytes of the arrays whose shapes are written there."""
+  shapes = re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', text)
+  return [math.prod(map(int, dims.split(',') if dims else ())) * _BYTES.get(dtype, 4) for dtype, dims in shapes]
 
 
 def _groups(line: str, axes: Mapping[str, int]) -> tuple[int, str]:

@@ -74,6 +74,10 @@ def expert_parallel(
       y = jax.lax.psum(y, 'tensor')  # each device did a part of the experts' hidden width
     return y.reshape(x.shape), jax.lax.psum(lost, everywhere) if everywhere else lost
 
+  if mesh.shape['fsdp'] > 1:
+    # One layer is gathered. Without its own sharding said here, the compiler gathers the whole stack, and that for every layer.
+    experts = Experts.of_layer(experts.all())
+    experts = jax.lax.with_sharding_constraint(experts, _expert_specs(experts, 'fsdp'))
   specs = _expert_specs(experts)
   run = jax.shard_map(
     local, in_specs=(tokens, tokens, tokens, specs), out_specs=(tokens, PartitionSpec()), check_vma=False,
@@ -81,8 +85,9 @@ def expert_parallel(
   return run(x, routing.experts, routing.weights, experts)
 
 
-def _expert_specs(experts: Experts) -> Experts:
-  """How the stacks are cut: by expert, and the hidden width over `tensor`. Scales of int8 have size 1 where summed over."""
+def _expert_specs(experts: Experts, embed: str | None = None) -> Experts:
+  """How the stacks are cut: by expert, the hidden width over `tensor`, and the other over `embed`. Scales of int8 have size 1
+  where summed over."""
 
   def cut(stack: Params, width: int):
     if isinstance(stack, Lora):  # a has the input's width, b the output's
@@ -94,6 +99,7 @@ def _expert_specs(experts: Experts) -> Experts:
     def spec(w):
       axes: list[str | None] = [None, AXIS, None, None]
       axes[width] = 'tensor' if w.shape[width] > 1 else None
+      axes[5 - width] = embed if w.shape[5 - width] > 1 else None
       return PartitionSpec(*axes)
 
     return jax.tree.map(spec, stack)

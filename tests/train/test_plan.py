@@ -82,8 +82,11 @@ def test_bad_requests_are_one_line(capsys):
 def test_collectives_are_counted_by_kind_axis_and_turn_of_loop():
   hlo = """
 %body (p: f32[8]) -> f32[8] {
-  %g = bf16[64,32]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
-  %again = bf16[64,32]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %g = bf16[64,32]{1,0} all-gather(%x), channel_id=5, replica_groups=[2,4]<=[8], dimensions={0}
+  %again = bf16[64,32]{1,0} all-gather(%x), channel_id=5, replica_groups=[2,4]<=[8], dimensions={0}
+  %sent = bf16[32,8]{1,0} parameter(0)
+  %one = bf16[512,8]{1,0} ragged-all-to-all(%sent, %room), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}
+  %other = bf16[512,8]{1,0} ragged-all-to-all(%sent, %room), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}
   %r = f32[16]{0} reduce-scatter(%y), channel_id=2, replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%sum
 }
 
@@ -102,7 +105,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     'all-gather': {'expert': 48 * 64 * 32 * 2 * 3 / 4},
     'reduce-scatter': {'data': 48 * 16 * 4 * 1.0},
     'all-reduce': {'data+expert': 2 * 400 * 7 / 8},
-    'ragged-all-to-all': {'expert': 32 * 8 * 2 * 3 / 4},
+    'ragged-all-to-all': {'expert': (1 + 2 * 48) * 32 * 8 * 2 * 3 / 4},  # channel 1 is no one's own
   }
 
 
