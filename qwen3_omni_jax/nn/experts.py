@@ -14,6 +14,7 @@ import numpy as np
 
 from ..shapes import Array, Float, Int, Params
 from ..sharding import platform
+from .expert_loop import looped
 from .kernels import experts_kernel, require_tokamax
 from .layers import swiglu
 from .lora import weight_map
@@ -79,9 +80,10 @@ def _add(w: Array, layer: Int[Array, ''], experts: Int[Array, ' P'], change: Arr
 
 def experts_form(tokens: int, active: int, experts: Experts) -> str:
   """The form to use. Few tokens touch few experts: read only those. Many: sort by expert, then the platform's kernel."""
-  if tokens * active <= max(2 * active, experts.number // 2):
+  kernel = experts_kernel(*experts.gate.shape[-2:])
+  if kernel != 'looped' and tokens * active <= max(2 * active, experts.number // 2):
     return 'paired' if platform() == 'gpu' else 'gathered'
-  return experts_kernel(*experts.gate.shape[-2:])
+  return kernel
 
 
 def run_experts(
@@ -243,6 +245,7 @@ _run_blocks.defvjp(_run_blocks_forward, _run_blocks_backward)
 
 
 GROUPED = {
+  'looped': looped,
   'blocked': _blocked,
   'ragged': functools.partial(matmuls, jax.lax.ragged_dot),
   'megablox': functools.partial(matmuls, _megablox),

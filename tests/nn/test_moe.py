@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qwen3_omni_jax.nn import experts as experts_module
+from qwen3_omni_jax.nn import kernels
 from qwen3_omni_jax.nn.experts import GROUPED, Experts, experts_form, matmuls, run_experts
 from qwen3_omni_jax.nn.moe import FORMS, moe, moe_spec, route
 from qwen3_omni_jax.nn.params import abstract_params, init_params
@@ -33,7 +34,7 @@ def _as_libraries_expect():
     yield
 
 
-@pytest.mark.parametrize('form', ['gathered', 'paired', 'ragged', 'blocked', 'megablox', 'tokamax'])
+@pytest.mark.parametrize('form', ['gathered', 'paired', 'ragged', 'looped', 'blocked', 'megablox', 'tokamax'])
 @pytest.mark.parametrize('kind', ['balanced', 'few', 'one'])
 @pytest.mark.parametrize('tokens', [1, 37])
 def test_forms_equal_dense_forward_and_backward(params, form, kind, tokens):
@@ -103,8 +104,13 @@ def test_route_picks_the_most_probable_experts_and_normalises():
   np.testing.assert_allclose(raw.weights[0], np.sort(np.asarray(routing.probs[0]))[::-1][:2], rtol=1e-6)
 
 
-def test_few_tokens_read_few_experts():
-  spec = abstract_params(moe_spec(D, F, 128)['experts'])
-  experts = jax.eval_shape(Experts.of_layer, spec)
-  assert experts_form(1, 8, experts) == 'gathered'
-  assert experts_form(2048, 8, experts) == 'blocked'  # on CPU, where the tests run
+def test_few_tokens_read_few_experts(monkeypatch):
+  experts = jax.eval_shape(Experts.of_layer, abstract_params(moe_spec(128, 256, 128)['experts']))
+  forms = {}
+  for here in ('cpu', 'tpu', 'gpu'):
+    for module in (kernels, experts_module):
+      monkeypatch.setattr(module, 'platform', lambda here=here: here)
+    forms[here] = experts_form(1, 8, experts), experts_form(2048, 8, experts)
+  assert forms == {'cpu': ('gathered', 'blocked'), 'tpu': ('gathered', 'megablox'), 'gpu': ('paired', 'blocked')}
+  monkeypatch.setenv(kernels.VARIABLE, 'experts=looped')
+  assert experts_form(1, 8, experts) == 'looped'  # reads only the experts that have rows
