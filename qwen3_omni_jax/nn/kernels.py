@@ -4,9 +4,9 @@
                blockwise  plain JAX, running softmax over tiles                    anywhere; no matrix of all scores
                splash     jax's Pallas kernel                                      TPU; head dims of 64 and multiples of 128
                cudnn      jax.nn.dot_product_attention                             GPU; bfloat16, float16; builds the mask
-    experts    blocked    plain JAX, see nn/experts.py                             anywhere; the fast one on H200
+    experts    blocked    plain JAX, see nn/experts.py                             anywhere; the default on CPU and GPU
                looped     plain JAX, see nn/expert_loop.py                         anywhere; for CPU, not its default yet
-               ragged     jax.lax.ragged_dot                                       anywhere (10 to 20 times slower on both)
+               ragged     jax.lax.ragged_dot                                       anywhere (10 to 20 times slower than blocked)
                megablox   jax's Pallas kernel                                      TPU; widths that 128 divides, else ragged
                tokamax    tokamax.ragged_dot: Mosaic or Triton kernels, else XLA   where tokamax is installed
 
