@@ -81,7 +81,8 @@ def _add(w: Array, layer: Int[Array, ''], experts: Int[Array, ' P'], change: Arr
 def experts_form(tokens: int, active: int, experts: Experts) -> str:
   """The form to use. Few tokens touch few experts: read only those. Many: sort by expert, then the platform's kernel."""
   kernel = experts_kernel(*experts.gate.shape[-2:])
-  if kernel != 'looped' and tokens * active <= max(2 * active, experts.number // 2):
+  few = 2 * active if kernel == 'looped' else max(2 * active, experts.number // 2)
+  if tokens * active <= few:
     return 'paired' if platform() == 'gpu' else 'gathered'
   return kernel
 

@@ -4,8 +4,8 @@
                blockwise  plain JAX, running softmax over tiles                    anywhere; no matrix of all scores
                splash     jax's Pallas kernel                                      TPU; head dims of 64 and multiples of 128
                cudnn      jax.nn.dot_product_attention                             GPU; bfloat16, float16; builds the mask
-    experts    blocked    plain JAX, see nn/experts.py                             anywhere; the default on CPU and GPU
-               looped     plain JAX, see nn/expert_loop.py                         anywhere; for CPU, not its default yet
+    experts    looped     plain JAX, see nn/expert_loop.py                         anywhere; the default on CPU
+               blocked    plain JAX, see nn/experts.py                             anywhere; the default on GPU
                ragged     jax.lax.ragged_dot                                       anywhere (10 to 20 times slower than blocked)
                megablox   jax's Pallas kernel                                      TPU; widths that 128 divides, else ragged
                tokamax    tokamax.ragged_dot: Mosaic or Triton kernels, else XLA   where tokamax is installed
@@ -69,7 +69,7 @@ def _attends(kernel: str, q, k, plain_mask: bool, cuts: int) -> bool:
 
 def experts_kernel(D: int, F: int) -> str:
   """The form of the grouped matmul, of EXPERTS, for weights 'E D F'."""
-  wanted = overrides().get('experts') or ('megablox' if platform() == 'tpu' else 'blocked')
+  wanted = overrides().get('experts') or {'tpu': 'megablox', 'gpu': 'blocked'}.get(platform(), 'looped')
   if wanted == 'tokamax':
     require_tokamax()
   if wanted == 'megablox' and (D % 128 or F % 128):

@@ -110,7 +110,9 @@ def test_few_tokens_read_few_experts(monkeypatch):
   for here in ('cpu', 'tpu', 'gpu'):
     for module in (kernels, experts_module):
       monkeypatch.setattr(module, 'platform', lambda here=here: here)
-    forms[here] = experts_form(1, 8, experts), experts_form(2048, 8, experts)
-  assert forms == {'cpu': ('gathered', 'blocked'), 'tpu': ('gathered', 'megablox'), 'gpu': ('paired', 'blocked')}
-  monkeypatch.setenv(kernels.VARIABLE, 'experts=looped')
-  assert experts_form(1, 8, experts) == 'looped'  # reads only the experts that have rows
+    forms[here] = tuple(experts_form(tokens, 8, experts) for tokens in (1, 8, 2048))
+  assert forms == {
+    'cpu': ('gathered', 'looped', 'looped'),  # looped reads only the experts that have rows, too
+    'tpu': ('gathered', 'gathered', 'megablox'),
+    'gpu': ('paired', 'paired', 'blocked'),
+  }

@@ -62,10 +62,10 @@ def write_records(folder: pathlib.Path, kinds: tuple[str, ...], number: int = RE
 
 
 def _sound(rng: np.random.Generator, seconds: float) -> np.ndarray:
-  """Three notes one after another, 'W'."""
+  """A chord of any twelve notes, 'W'."""
   at = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
-  pitch = rng.uniform(200, 3000, 3)[np.minimum((3 * at / seconds).astype(int), 2)]
-  return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE_HZ)).astype(np.float32)
+  notes = np.sin(2 * np.pi * rng.uniform(100, 7000, 12)[:, None] * at + rng.uniform(0, 6, 12)[:, None])
+  return (0.08 * notes.sum(axis=0)).clip(-1, 1).astype(np.float32)
 
 
 def _picture(rng: np.random.Generator) -> np.ndarray:
