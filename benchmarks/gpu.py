@@ -119,7 +119,7 @@ def layers() -> None:
   import jax.numpy as jnp
 
   from qwen3_omni_jax.nn.attention import attention
-  from qwen3_omni_jax.nn.experts import Experts
+  from qwen3_omni_jax.nn.expert_weights import Experts
   from qwen3_omni_jax.nn.moe import moe, moe_spec
 
   report(what='machine', gpu=jax.devices()[0].device_kind, **circumstances())

@@ -98,7 +98,7 @@ class Layer:
     import jax
     import jax.numpy as jnp
 
-    from qwen3_omni_jax.nn.experts import Experts
+    from qwen3_omni_jax.nn.expert_weights import Experts
     from qwen3_omni_jax.nn.moe import moe
 
     def forward(x, params, layer):

@@ -22,7 +22,7 @@ from . import rope
 from .attention import attention
 from .cache import KVCache
 from .expert_parallel import LOSSLESS, Dispatch
-from .experts import Experts
+from .expert_weights import Experts
 from .layers import rms_norm, swiglu, swiglu_spec
 from .moe import Routing, moe, moe_spec
 from .params import Param, Spec, stack

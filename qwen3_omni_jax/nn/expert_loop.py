@@ -7,21 +7,18 @@ passed over. The rows of an expert lie together: a first tile takes as many as m
 
 import functools
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..shapes import Array, Bool, Float, Int
-
-if TYPE_CHECKING:
-  from .experts import Experts
+from .expert_weights import Experts, read, write
 
 LARGEST_TILE = 512  # rows
 
 
-def looped(rows: Float[Array, 'M D'], expert: Int[Array, ' M'], experts: 'Experts', expected: int) -> Float[Array, 'M D']:
+def looped(rows: Float[Array, 'M D'], expert: Int[Array, ' M'], experts: Experts, expected: int) -> Float[Array, 'M D']:
   """As nn.experts.run_experts."""
   sizes = jnp.bincount(expert, length=experts.number).astype(jnp.int32)
   return _loop(tile_sizes(len(rows), expected / experts.number), rows, experts, sizes)
@@ -35,7 +32,7 @@ def tile_sizes(rows: int, mean: float) -> tuple[int, int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loop(tiles: tuple[int, int], rows: Float[Array, 'M D'], experts: 'Experts', sizes: Int[Array, ' E']):
+def _loop(tiles: tuple[int, int], rows: Float[Array, 'M D'], experts: Experts, sizes: Int[Array, ' E']):
   return _forward(tiles, rows, experts, sizes, 1)[0]
 
 
@@ -71,14 +68,14 @@ def _loop_backward(tiles, kept, dy):
 
   def one_expert(carry, expert, start, end):
     dx, grads = carry
-    at = (experts.layer, expert, 0, 0)
-    local = [w if w is experts.layer else jax.lax.dynamic_slice(w, at, (1, 1, *w.shape[2:])) for w in leaves]
+    here = experts.place(expert)
+    local = [w if w is experts.layer else read(w, here) for w in leaves]
 
     def merged(values):
       for t, value in zip(trained, values, strict=True):
         local[t] = value
-      one = jax.tree.unflatten(structure, local).replace(layer=jnp.int32(0))
-      return {name: w.astype(rows.dtype) for name, w in one.one(jnp.int32(0)).items()}
+      one = jax.tree.unflatten(structure, local).replace(layer=None).all()
+      return {name: w.astype(rows.dtype) for name, w in one.items()}
 
     p, pull = jax.vjp(merged, [local[t] for t in trained])
 
@@ -98,7 +95,7 @@ def _loop_backward(tiles, kept, dy):
 
     dx, sums = _further_tiles(tiles, start, end, further, tile(tiles[0], start, dx))
     (changes,) = pull({name: s.astype(rows.dtype) for name, s in sums.items()})
-    return dx, [jax.lax.dynamic_update_slice(g, change, at) for g, change in zip(grads, changes, strict=True)]
+    return dx, [write(g, here, change) for g, change in zip(grads, changes, strict=True)]
 
   dx, grads = _each_expert(sizes, one_expert, (jnp.zeros_like(rows), [jnp.zeros_like(leaves[i]) for i in trained]))
   nothing = lambda a: np.zeros(a.shape, jax.dtypes.float0)

@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec
 
 from ..shapes import Array, Float, Int, Params
 from ..sharding import batch_axes, length_axis, platform
-from .experts import Experts, run_experts
+from .expert_weights import Experts
+from .experts import run_experts
 from .lora import Lora
 from .permute import move_rows
 
@@ -86,25 +87,24 @@ def expert_parallel(
 
 
 def _expert_specs(experts: Experts, embed: str | None = None) -> Experts:
-  """How the stacks are cut: by expert, the hidden width over `tensor`, and the other over `embed`. Scales of int8 have size 1
+  """How the arrays are cut: by expert, the hidden width over `tensor`, and the other over `embed`. Scales of int8 have size 1
   where summed over."""
+  stacked = experts.layer is not None
+  first = (None, AXIS) if stacked else (AXIS,)
 
-  def cut(stack: Params, width: int):
-    if isinstance(stack, Lora):  # a has the input's width, b the output's
-      whole = PartitionSpec(None, AXIS)
-      down = width == 2
-      a, b = (cut(stack.a, 2), whole) if down else (whole, cut(stack.b, 3))
-      return stack.replace(base=cut(stack.base, width), a=a, b=b)
+  def cut(weight: Params, width: int):
+    if isinstance(weight, Lora):  # a has the input's width, b the output's
+      whole = PartitionSpec(*first)
+      a, b = (cut(weight.a, -2), whole) if width == -2 else (whole, cut(weight.b, -1))
+      return weight.replace(base=cut(weight.base, width), a=a, b=b)
 
     def spec(w):
-      axes: list[str | None] = [None, AXIS, None, None]
-      axes[width] = 'tensor' if w.shape[width] > 1 else None
-      axes[5 - width] = embed if w.shape[5 - width] > 1 else None
-      return PartitionSpec(*axes)
+      named = {width: 'tensor', -3 - width: embed}
+      return PartitionSpec(*first, *(named[axis] if w.shape[axis] > 1 else None for axis in (-2, -1)))
 
-    return jax.tree.map(spec, stack)
+    return jax.tree.map(spec, weight)
 
-  return Experts(cut(experts.gate, 3), cut(experts.up, 3), cut(experts.down, 2), PartitionSpec())
+  return Experts(cut(experts.gate, -1), cut(experts.up, -1), cut(experts.down, -2), PartitionSpec() if stacked else None)
 
 
 Compute = Callable[[Array, Array], Array]  # (rows, their experts here in ascending order) -> results

@@ -7,75 +7,18 @@ comes last, and its result means nothing.
 import functools
 import math
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..shapes import Array, Float, Int, Params
+from ..shapes import Array, Float, Int
 from ..sharding import platform
 from .expert_loop import looped
+from .expert_weights import Experts, add, read
 from .kernels import experts_kernel, require_tokamax
 from .layers import swiglu
 from .lora import weight_map
 from .permute import move_rows, take_rows
-
-
-@flax.struct.dataclass
-class Experts:
-  """The experts of one layer, as a window into the stack of all layers.
-
-  Decoding reads a few experts of each layer; slicing the layer out of its stack first would copy all of them.
-  """
-
-  gate: Float[Array, 'L E D F']
-  up: Float[Array, 'L E D F']
-  down: Float[Array, 'L E F D']
-  layer: Int[Array, '']
-
-  @classmethod
-  def of_layer(cls, p: Params) -> 'Experts':
-    """From the parameters of one layer ('E D F' arrays)."""
-    p = jax.tree.map(lambda w: w[None], p)
-    return cls(p['gate'], p['up'], p['down'], jnp.int32(0))
-
-  @classmethod
-  def in_stack(cls, p: Params, layer: Int[Array, '']) -> 'Experts':
-    """From the stacked parameters of all layers."""
-    return cls(p['gate'], p['up'], p['down'], layer)
-
-  @property
-  def number(self) -> int:
-    return self.gate.shape[1]
-
-  def one(self, expert: Int[Array, '']) -> Params:
-    """The SwiGLU parameters of one expert."""
-    return self._each(lambda w: jax.lax.dynamic_slice(w, (self.layer, expert, 0, 0), (1, 1, *w.shape[2:]))[0, 0])
-
-  def chosen(self, experts: Int[Array, ' P']) -> Params:
-    """The parameters of some experts, one after another ('P D F' arrays)."""
-    return self._each(lambda w: _read(w, self.layer, experts))
-
-  def all(self) -> Params:
-    """The parameters of every expert of the layer ('E D F' arrays)."""
-    return self._each(lambda w: jax.lax.dynamic_index_in_dim(w, self.layer, keepdims=False))
-
-  def _each(self, pick) -> Params:
-    return jax.tree.map(pick, {'gate': self.gate, 'up': self.up, 'down': self.down})
-
-
-def _read(w: Array, layer: Int[Array, ''], experts: Int[Array, ' P']) -> Array:
-  """w[layer, experts]."""
-  if len(experts) > 1:
-    return w[layer, experts]
-  return jax.lax.dynamic_slice(w, (layer, experts[0], 0, 0), (1, 1, *w.shape[2:]))[0]
-
-
-def _add(w: Array, layer: Int[Array, ''], experts: Int[Array, ' P'], change: Array) -> Array:
-  """w with `change` added to w[layer, experts]."""
-  if len(experts) > 1:
-    return w.at[layer, experts].add(change.astype(w.dtype))
-  return jax.lax.dynamic_update_slice(w, (_read(w, layer, experts) + change.astype(w.dtype))[None], (layer, experts[0], 0, 0))
 
 
 def experts_form(tokens: int, active: int, experts: Experts) -> str:
@@ -219,17 +162,17 @@ def _run_blocks_backward(inputs, dy):
 
   def one_group(i, carry):
     dx, grads = carry
-    here = experts.layer, expert_of_block[i]
-    local = [jnp.int32(0) if w is experts.layer else _read(w, *here)[None] for w in leaves]
+    here = experts.place(expert_of_block[i])
+    local = [w if w is experts.layer else read(w, here) for w in leaves]
 
     def compute(x, values):
       for t, value in zip(trained, values, strict=True):
         local[t] = value
-      return jax.vmap(swiglu)(x, jax.tree.unflatten(structure, local).all())
+      return jax.vmap(swiglu)(x, jax.tree.unflatten(structure, local).replace(layer=None).all())
 
     _, pull = jax.vjp(compute, take_rows(rows, source[i]), [local[t] for t in trained])
     dx_group, changes = pull(take_rows(dy, source[i]))
-    grads = [_add(g, *here, change[0]) for g, change in zip(grads, changes, strict=True)]
+    grads = [add(g, here, change) for g, change in zip(grads, changes, strict=True)]
     return jax.lax.dynamic_update_index_in_dim(dx, dx_group, i, 0), grads
 
   start = jnp.zeros((*source.shape, rows.shape[-1]), rows.dtype), [jnp.zeros_like(leaves[i]) for i in trained]

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from ..shapes import Array, Bool, Float, Int, Params
 from ..sharding import current_mesh
 from .expert_parallel import LOSSLESS, Dispatch, expert_parallel
-from .experts import GROUPED, Experts, experts_form, run_experts
+from .expert_weights import Experts
+from .experts import GROUPED, experts_form, run_experts
 from .layers import swiglu, swiglu_spec
 from .lora import weight_map
 from .params import Param, Spec

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_omni_jax.nn.expert_parallel import LOSSLESS, WAYS, Dispatch
-from qwen3_omni_jax.nn.experts import Experts
+from qwen3_omni_jax.nn.expert_weights import Experts
 from qwen3_omni_jax.nn.int8 import Int8, quantize
 from qwen3_omni_jax.nn.lora import weight_map
 from qwen3_omni_jax.nn.moe import expert_load, moe, moe_spec

@@ -10,7 +10,7 @@ import pytest
 
 from qwen3_omni_jax.config import load_config
 from qwen3_omni_jax.models.omni import omni_spec
-from qwen3_omni_jax.nn.experts import Experts
+from qwen3_omni_jax.nn.expert_weights import Experts
 from qwen3_omni_jax.nn.int8 import Int8, dequantize, is_int8, quantize, summed_axes
 from qwen3_omni_jax.nn.lora import weight_map
 from qwen3_omni_jax.nn.moe import FORMS, moe_spec, route

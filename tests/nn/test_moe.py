@@ -9,7 +9,8 @@ import pytest
 
 from qwen3_omni_jax.nn import experts as experts_module
 from qwen3_omni_jax.nn import kernels
-from qwen3_omni_jax.nn.experts import GROUPED, Experts, experts_form, matmuls, run_experts
+from qwen3_omni_jax.nn.expert_weights import Experts
+from qwen3_omni_jax.nn.experts import GROUPED, experts_form, matmuls, run_experts
 from qwen3_omni_jax.nn.moe import FORMS, moe, moe_spec, route
 from qwen3_omni_jax.nn.params import abstract_params, init_params
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_omni_jax.nn.attention import attention
 from qwen3_omni_jax.nn.expert_parallel import Dispatch
-from qwen3_omni_jax.nn.experts import Experts
+from qwen3_omni_jax.nn.expert_weights import Experts
 from qwen3_omni_jax.nn.kernels import attention_kernel, experts_kernel
 from qwen3_omni_jax.nn.moe import moe, moe_spec
 from qwen3_omni_jax.nn.params import abstract_params
@@ -33,6 +33,15 @@ def devices(chip: str):
   quiet = dict(TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-16', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0')
   os.environ.update(quiet, ALLOW_MULTIPLE_LIBTPU_LOAD='1')
   return list(topologies.get_topology_desc(platform='tpu', topology_name=TOPOLOGIES[chip]).devices)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _programs_are_not_kept():
+  """Where there is no TPU they cannot be read from the persistent cache."""
+  least = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', float('inf'))
+  yield
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
 
 
 @contextlib.contextmanager
