@@ -21,8 +21,8 @@ RECORDS, SIDE, RATE_HZ = 32, 64, 16_000
 EVERY = ('text', 'audio', 'image', 'video', 'audio_in_video')
 # Learning rate and steps by configuration, and the kinds of records that what it trains can tell apart.
 STAGES = {
-  's1_audio_adapter': (1e-2, 400, ('audio', 'audio_in_video')),
-  's1_audio_encoder': (3e-3, 400, ('audio', 'audio_in_video')),
+  's1_audio_adapter': (5e-3, 1500, ('audio', 'audio_in_video')),
+  's1_audio_encoder': (3e-3, 800, ('audio', 'audio_in_video')),
   's1_vision_adapter': (1e-2, 400, ('image', 'video')),
   's1_vision_encoder': (3e-3, 400, ('image', 'video')),
   's2_general': (3e-3, 200, EVERY),
@@ -107,7 +107,7 @@ def overfit(stage: str, model: pathlib.Path, folder: pathlib.Path, lr: float, st
     'log.tensorboard=false', 'step={dtype: float32, remat: none, encoder_remat: none}',
     'optimiser={warmup: 10, schedule: cosine, final: 0.01, clip: 1.0}',
     'data=' + json.dumps({
-      'rows': 2, 'length': 512, 'lanes': 1, 'audio_s': 32 if 'audio' in kinds else 0,
+      'rows': 2, 'length': 512, 'lanes': 1, 'audio_s': 0 if 'audio' not in kinds else 32 if 'image' in kinds else 64,
       'visual_patches': 768, 'visual_row': 384, 'buffer': RECORDS, 'max_image_pixels': SIDE**2, 'max_video_pixels': SIDE**2,
       'sources': [{'path': str(records)}],
     }),
