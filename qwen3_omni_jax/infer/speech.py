@@ -142,7 +142,7 @@ def next_frame(
   slot = jnp.where(live, state.frames, state.codes.shape[1])
   codes = state.codes.at[rows, slot].set(jnp.concatenate([state.code0[:, None], rest], axis=1), mode='drop')
   x = total + text.row(state.frames + 1).astype(total.dtype)
-  hidden, cache = talker_step(params['talker'], talker, x, state.position, state.filled, state.cache)
+  hidden, cache = talker_step(params['talker'], talker, x, state.position, state.filled, state.cache, live)
   step = live.astype(jnp.int32)
   earlier = state.frames[:, None] - 1 - jnp.arange(PERIODS)
   before = jnp.take_along_axis(codes[:, :, 0], jnp.maximum(earlier, 0), axis=1)

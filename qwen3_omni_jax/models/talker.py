@@ -163,15 +163,18 @@ def talker_step(
   position: Float[Array, ' B'],
   filled: Int[Array, ' B'],
   cache: KVCache,
+  live: Bool[Array, ' B'] | None = None,
 ) -> tuple[Float[Array, 'B D'], KVCache]:
   """One frame. x: the sum of the last frame's code embeddings plus the text row fed with it; frame t's is text row t +
   1.
 
-  position: that of the prompt's last token plus 1, 2, …, on all three axes. filled: cache slots in use. Returns the
-  hidden state after the final norm, which gives the next code 0 and is the code predictor's first input.
+  position: that of the prompt's last token plus 1, 2, …, on all three axes. filled: cache slots in use. live: rows that mean
+  something, default all. Returns the hidden state after the final norm, which gives the next code 0 and is the code predictor's
+  first input.
   """
   positions = jnp.broadcast_to(position[None, :, None], (3, *position.shape, 1))
-  y, cache, _ = extend(params['layers'], cfg.text, x[:, None], positions, filled, cache)
+  segment = None if live is None else live[:, None].astype(jnp.int32)
+  y, cache, _ = extend(params['layers'], cfg.text, x[:, None], positions, filled, cache, segment=segment)
   return rms_norm(y[:, 0], params['norm'], cfg.text.rms_norm_eps), cache
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ..config import TextConfig
-from ..shapes import Array, Float, Int, Params
+from ..shapes import Array, Bool, Float, Int, Params
 from ..sharding import shard_cache, shard_rows
 from . import rope
 from .attention import attention
@@ -84,9 +84,10 @@ class Trace:
 
 
 def _layer(
-  p: Params, cfg: TextConfig, x: Array, angle: Array, attend: Callable, experts: Experts | None, dispatch: Dispatch = LOSSLESS
-):
-  """One block. attend(q, k, v) -> (attention output, whatever the caller keeps)."""
+  p: Params, cfg: TextConfig, x: Array, angle: Array, attend: Callable, experts: Experts | None, dispatch: Dispatch = LOSSLESS,
+  live: Bool[Array, 'B T'] | None = None,
+):  # fmt: skip
+  """One block. attend(q, k, v) -> (attention output, whatever the caller keeps). live: see moe."""
   normed = rms_norm(x, p['attn_norm'], cfg.rms_norm_eps)
   a = p['attn']
   q = jnp.einsum('BTD,DNH->BTNH', normed, a['q'].astype(x.dtype))
@@ -99,7 +100,7 @@ def _layer(
   normed = rms_norm(x, p['mlp_norm'], cfg.rms_norm_eps)
   if experts is None:
     return shard_rows(x + swiglu(normed, p['mlp'])), None, kept
-  y, routing = moe(normed, p['moe'], experts, cfg.num_experts_per_tok, cfg.norm_topk_prob, dispatch=dispatch)
+  y, routing = moe(normed, p['moe'], experts, cfg.num_experts_per_tok, cfg.norm_topk_prob, live=live, dispatch=dispatch)
   return shard_rows(x + y), routing, kept
 
 
@@ -160,7 +161,7 @@ def prefill(
     out = attention(q, k, v, q_segment=segment, k_segment=segment, causal=True)
     return out, KVCache(put(cache.k, k), put(cache.v, v))
 
-  return _run_cached(layers, cfg, x, positions, cache, attend, deepstack, tap_layer)
+  return _run_cached(layers, cfg, x, positions, segment != 0, cache, attend, deepstack, tap_layer)
 
 
 def extend(
@@ -176,13 +177,14 @@ def extend(
 ) -> tuple[Float[Array, 'B T D'], KVCache, Float[Array, 'B T D'] | None]:
   """Adds T tokens to each row after its `filled` slots; T = 1 is a decode step.
 
-  segment: 0 marks padding among the T new tokens (at their end); default all valid. Padding is written past the row's
-  end, where the next call overwrites it, so filled + T must not exceed the cache's slots.
+  segment: 0 marks padding among the T new tokens (at their end), which takes no experts; default all valid. Padding is written
+  past the row's end, where the next call overwrites it, so filled + T must not exceed the cache's slots.
   """
   B, T = x.shape[:2]
   slots = jnp.arange(cache.slots)
   index = filled[:, None] + jnp.arange(T)
   valid = T if segment is None else (segment != 0).sum(axis=1)
+  live = None if segment is None else segment != 0
   segment = jnp.ones((B, T), jnp.int32) if segment is None else segment
   k_segment = (slots < (filled + valid)[:, None]).astype(jnp.int32)
   k_index = jnp.broadcast_to(slots, (B, cache.slots))
@@ -198,10 +200,10 @@ def extend(
     )  # fmt: skip
     return out, cache
 
-  return _run_cached(layers, cfg, x, positions, cache, attend, deepstack, tap_layer)
+  return _run_cached(layers, cfg, x, positions, live, cache, attend, deepstack, tap_layer)
 
 
-def _run_cached(layers, cfg, x, positions, cache, attend, deepstack, tap_layer):
+def _run_cached(layers, cfg, x, positions, live, cache, attend, deepstack, tap_layer):
   angle = rope_angles(cfg, positions)
   experts_stack = layers['moe']['experts'] if cfg.num_experts else None
   if cfg.num_experts:
@@ -213,7 +215,7 @@ def _run_cached(layers, cfg, x, positions, cache, attend, deepstack, tap_layer):
     x, cache, tap = carry
     p, layer = inputs
     experts = Experts.in_stack(experts_stack, layer) if cfg.num_experts else None
-    hidden, _, cache = _layer(p, cfg, x, angle, lambda *qkv: attend(layer, cache, *qkv), experts)
+    hidden, _, cache = _layer(p, cfg, x, angle, lambda *qkv: attend(layer, cache, *qkv), experts, live=live)
     if tap_layer is not None:
       tap = jnp.where(layer == tap_layer - 1, hidden, tap)
     x = deepstack.add(hidden, layer) if deepstack is not None else hidden

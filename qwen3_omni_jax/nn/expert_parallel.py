@@ -155,17 +155,18 @@ def _padded(x, experts_of, weights, number: int, compute: Compute, *, shards: in
   room = -(-_room(pairs, T, A, number, shards, buffer) // shards)
   expert = experts_of.reshape(-1)
   order = jnp.argsort(expert)
-  target = expert[order] // number
+  target = expert[order] // number  # `shards` for what goes nowhere
   sent = jnp.bincount(target, length=shards)
   slot = jnp.arange(pairs) - (jnp.cumsum(sent) - sent)[target]
-  place = jnp.where(slot < room, target * room + slot, shards * room)
+  fits, goes = slot < room, target < shards
+  place = jnp.where(fits & goes, target * room + slot, shards * room)
   put = lambda fill, values: jnp.full((shards * room, *values.shape[1:]), fill, values.dtype).at[place].set(values, mode='drop')
   exchange = lambda a: jax.lax.all_to_all(a.reshape(shards, room, *a.shape[1:]), AXIS, 0, 0).reshape(a.shape)
   arrived = exchange(put(0, x[order // A]))
   local = exchange(put(number, expert[order] % number))
   back = exchange(_grouped(arrived, local, number, compute))
-  y = jnp.where((slot < room)[:, None], back[jnp.minimum(place, shards * room - 1)], 0)
-  return _combine(y[jnp.argsort(order)], weights), (slot >= room).sum()
+  y = jnp.where((fits & goes)[:, None], back[jnp.minimum(place, shards * room - 1)], 0)
+  return _combine(y[jnp.argsort(order)], weights), (goes & ~fits).sum()
 
 
 def _ragged(x, experts_of, weights, number: int, compute: Compute, *, shards: int, buffer: float | None):

@@ -50,6 +50,11 @@ class Routing:
   lost: Int[Array, ''] | None = None
   log_z: Float[Array, '*b'] | None = None
 
+  def without(self, idle: Bool[Array, '*b'], number: int) -> 'Routing':
+    """The idle tokens sent nowhere: to expert `number`, the first that does not exist, with no weight."""
+    choose = lambda new, old: jnp.where(idle[..., None], jnp.asarray(new, old.dtype), old)
+    return self.replace(experts=choose(number, self.experts), weights=choose(0, self.weights))
+
 
 def route(x: Float[Array, '*b D'], router: Float[Array, 'D E'], active: int, normalise: bool) -> Routing:
   """The `active` most probable experts of each token. Softmax over *all* experts in float32, then top-k, then (optionally)
@@ -79,20 +84,23 @@ def moe(
   active: int,
   normalise: bool,
   *,
+  live: Bool[Array, 'B T'] | None = None,
   form: str | None = None,
   dispatch: Dispatch = LOSSLESS,
 ) -> tuple[Float[Array, 'B T D'], Routing]:
   """Sum of the active experts' outputs, weighted; plus the gated shared expert where there is one.
 
-  p: router and, for the Talker, shared and shared_gate. form: of FORMS, on one device; None: the best for this size and
-  platform. dispatch: how tokens reach their experts on a mesh.
+  p: router and, for the Talker, shared and shared_gate. live: False where a token is padding, which then takes no expert (and
+  gets zeros from them); None: all are. form: of FORMS, on one device; None: the best for this size and platform. dispatch: how
+  tokens reach their experts on a mesh.
   """
   routing = route(x, p['router'], active, normalise)
+  sent = routing if live is None else routing.without(~live, experts.number)
   mesh = current_mesh()
   if mesh is not None:
-    y, lost = expert_parallel(x, routing, experts, mesh, dispatch)
+    y, lost = expert_parallel(x, sent, experts, mesh, dispatch)
   else:
-    flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), routing.replace(log_z=None))
+    flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), sent.replace(log_z=None))
     form = form or experts_form(*flat.experts.shape, experts)
     y, lost = FORMS[form](x.reshape(-1, x.shape[-1]), flat, experts).reshape(x.shape), jnp.int32(0)
   routing = routing.replace(lost=lost)
@@ -140,10 +148,11 @@ def paired_form(x: Float[Array, 'T D'], routing: Routing, experts: Experts) -> F
 def grouped_form(form: str, x: Float[Array, 'T D'], routing: Routing, experts: Experts) -> Float[Array, 'T D']:
   """Pairs sorted by expert, run together, put back in token order, weighted and summed."""
   T, A = routing.experts.shape
-  order = jnp.argsort(routing.experts.reshape(-1))
+  expert = routing.experts.reshape(-1)
+  order = jnp.argsort(expert)
   back = jnp.argsort(order)
-  y = run_experts(move_rows(x, order, back, A), routing.experts.reshape(-1)[order], experts, form)
-  y = move_rows(y, back, order).reshape(T, A, -1)
+  y = run_experts(move_rows(x, order, back, A), expert[order], experts, form)
+  y = jnp.where((expert < experts.number)[:, None], move_rows(y, back, order), 0).reshape(T, A, -1)
   return jnp.einsum('TAD,TA->TD', y, routing.weights)
 
 

@@ -51,11 +51,11 @@ def tokens(kind: str, shape=(8, 6)):
   return jnp.where(jnp.arange(shape[0])[:, None, None] % 3 == 0, x, x[:1, :1]) if kind == 'few' else x
 
 
-def run(x, params, mesh=None, dispatch=LOSSLESS):
+def run(x, params, mesh=None, dispatch=LOSSLESS, live=None):
   """Output, gradients and the number of lost pairs."""
 
   def loss(x, params):
-    y, routing = moe(x, params, Experts.of_layer(params['experts']), A, True, dispatch=dispatch)
+    y, routing = moe(x, params, Experts.of_layer(params['experts']), A, True, live=live, dispatch=dispatch)
     return jnp.sum(jnp.sin(y)), (y, routing.lost)
 
   step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
@@ -65,6 +65,17 @@ def run(x, params, mesh=None, dispatch=LOSSLESS):
     with jax.set_mesh(mesh):
       (_, (y, lost)), grads = step(x, params)
   return jax.device_get((y, grads, lost))
+
+
+@pytest.mark.parametrize('way', sorted(WAYS))
+def test_padding_takes_no_expert_and_no_room(params, way):
+  x, live = tokens('balanced'), np.arange(48).reshape(8, 6) % 4 == 0
+  expected, expected_grads, _ = run(x, params, live=live)
+  y, grads, lost = run(x, params, make_mesh({'expert': 4, 'fsdp': 2}), Dispatch(way=way, buffer=1.0), live)
+  assert lost == 0  # with room for all tokens equally shared out, all of these fit wherever they go
+  np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1))
 
 
 @pytest.mark.parametrize('kind', ['balanced', 'few', 'one'])

@@ -50,6 +50,26 @@ def test_forms_equal_dense_forward_and_backward(params, form, kind, tokens):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), grads, expected_grads)
 
 
+@pytest.mark.parametrize('form', ['dense', 'gathered', 'paired', 'ragged', 'looped', 'blocked', 'megablox', 'tokamax'])
+def test_padding_takes_no_expert(params, form):
+  """Its share of the result is zero, that of the other tokens as without it, and so are the gradients."""
+  x = jax.random.normal(jax.random.key(1), (1, 10, D))
+  live = jnp.arange(10)[None] % 3 != 0
+  experts_only = {name: w for name, w in params.items() if not name.startswith('shared')}
+  run = functools.partial(moe, active=A, normalise=True, form=form)
+
+  def loss(x, p, live, keep):
+    y, routing = run(x, p, Experts.of_layer(p['experts']), live=live)
+    return jnp.sum(jnp.where(keep[..., None], jnp.sin(y), 0)), (y, routing)
+
+  (_, (y, routing)), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, experts_only, live, live)
+  (_, (expected, all_routing)), expected_grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, experts_only, None, live)
+  np.testing.assert_array_equal(y[~live], 0)
+  np.testing.assert_allclose(y[live], expected[live], atol=1e-6)
+  np.testing.assert_array_equal(routing.experts, all_routing.experts)  # what the losses see
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), grads, expected_grads)
+
+
 def test_what_a_kernel_leaves_past_the_last_row_reaches_nothing(params, monkeypatch):
   """Kernels do not write rows that belong to no expert here: what lies there, in values and gradients, may be anything."""
 
