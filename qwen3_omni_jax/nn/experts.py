@@ -15,6 +15,7 @@ from ..shapes import Array, Float, Int
 from ..sharding import platform
 from .expert_loop import looped
 from .expert_weights import Experts, add, read
+from .grouped_matmul import grouped_matmul
 from .kernels import experts_kernel, require_tokamax
 from .layers import swiglu
 from .lora import weight_map
@@ -61,6 +62,17 @@ def _megablox(rows, weights: Float[Array, 'E D F'], sizes: Int[Array, ' E']):
   rows = jnp.pad(rows, ((0, -M % tile), (0, 0)))
   tiles = (tile, min(1024, D), min(1024, F))
   return gmm(rows, weights, sizes, rows.dtype, tiles, interpret=platform() == 'cpu')[:M]
+
+
+def _triton(rows, expert, experts: Experts, expected: int):
+  """Plain weights are read where they lie; of any other kind the layer's matrices are made first."""
+  p, layer = {'gate': experts.gate, 'up': experts.up, 'down': experts.down}, experts.layer
+  if not all(isinstance(w, jax.Array) for w in p.values()):
+    p, layer = weight_map(lambda w: w.astype(rows.dtype), experts.all()), None
+  ends = jnp.searchsorted(expert, jnp.arange(experts.number), side='right', method='compare_all').astype(jnp.int32)
+  x = jnp.where((expert < experts.number)[:, None], rows, 0)  # so that the gradients of the other rows are zeros too
+  dot = lambda x, w: grouped_matmul(x, w, ends, layer, expected)
+  return dot(jax.nn.silu(dot(x, p['gate'])) * dot(x, p['up']), p['down'])
 
 
 MEGABLOX_TILE = 512  # rows; with 1024 of each width it fits the on-chip memory of v5e and later in bfloat16
@@ -194,4 +206,5 @@ GROUPED = {
   'ragged': functools.partial(matmuls, jax.lax.ragged_dot),
   'megablox': functools.partial(matmuls, _megablox),
   'tokamax': functools.partial(matmuls, _tokamax),
+  'triton': _triton,
 }

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from ..sharding import platform
 
 ATTENTION = ('dense', 'blockwise', 'splash', 'cudnn')
-EXPERTS = ('blocked', 'looped', 'ragged', 'megablox', 'tokamax')
+EXPERTS = ('blocked', 'looped', 'ragged', 'triton', 'megablox', 'tokamax')
 VARIABLE = 'QWEN3_OMNI_KERNELS'
 
 # Above this many scores per head no kernel that builds a [T, S] matrix, of scores or as a mask, is used.
