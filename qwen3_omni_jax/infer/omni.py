@@ -132,7 +132,8 @@ class Omni:
   ) -> list[Reply]:
     """Answers every conversation; unlike ones (text, audio, images, video) may share a batch.
 
-    A row's reply depends only on the row: its own seed (given, or its place in `conversations`), never its neighbours.
+    A row's reply depends only on the row: its own seed (given, or its place in `conversations`), never its neighbours, but for
+    rounding, which the shapes of a batch decide: a draw on a tie may then fall otherwise.
     speech: speak the replies too, in each row's speaker's voice, at most max_frames (80 ms each) long; talker_temperature 0
     speaks greedily; voice: all other speech settings. reference_exact: do as transformers does where we know better
     (docs/departures.md). on_error: 'raise' names every bad conversation before anything is computed; 'return' answers the
