@@ -51,7 +51,7 @@ def _chunked(hidden, head, targets, chunk: int, vocab: str | None):
   @jax.checkpoint
   def one_chunk(_, inputs):
     x, target = inputs
-    logits = jnp.einsum('nD,DV->nV', x, wide.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = _logits(x, wide)
     top = jax.lax.stop_gradient(logits.max(axis=-1))
     top = top if vocab is None else jax.lax.pmax(top, vocab)
     total = jnp.exp(logits - top[:, None]).sum(axis=-1)
@@ -64,6 +64,23 @@ def _chunked(hidden, head, targets, chunk: int, vocab: str | None):
 
   _, losses = jax.lax.scan(one_chunk, None, (pad(hidden.reshape(-1, D)), pad(targets.reshape(-1))))
   return losses.reshape(-1)[: B * T].reshape(B, T)
+
+
+@jax.custom_vjp
+def _logits(x: Float[Array, 'n D'], head: Float[Array, 'D V']) -> Float[Array, 'n V']:
+  """float32, from a product in x's dtype. Their gradient is rounded to it too before it is multiplied, as in any other layer; left
+  to itself it stays float32, and so do two of three matmuls."""
+  return jnp.einsum('nD,DV->nV', x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _logits_backward(inputs, dy):
+  x, head = inputs
+  dy = dy.astype(x.dtype)
+  dhead = jnp.einsum('nD,nV->DV', x, dy, preferred_element_type=jnp.float32)
+  return jnp.einsum('nV,DV->nD', dy, head.astype(x.dtype)), dhead.astype(head.dtype)
+
+
+_logits.defvjp(lambda x, head: (_logits(x, head), (x, head)), _logits_backward)
 
 
 @flax.struct.dataclass

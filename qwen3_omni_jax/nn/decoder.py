@@ -21,8 +21,10 @@ from ..sharding import shard_cache, shard_rows
 from . import rope
 from .attention import attention
 from .cache import KVCache
+from .cached_attention import cached_attention
 from .expert_parallel import LOSSLESS, Dispatch
 from .expert_weights import Experts
+from .kernels import reads_cache_in_place
 from .layers import rms_norm, swiglu, swiglu_spec
 from .moe import Routing, moe, moe_spec
 from .params import Param, Spec, stack
@@ -193,6 +195,8 @@ def extend(
   def attend(layer, cache, q, k, v):
     put = lambda c, new: c.at[layer, rows, :, index].set(new.astype(c.dtype), mode='drop', unique_indices=True)
     cache = KVCache(put(cache.k, k), put(cache.v, v))
+    if reads_cache_in_place(cache):
+      return cached_attention(q, cache, layer, filled, jnp.broadcast_to(valid, B)), cache
     of_layer = lambda c: jnp.einsum('BKSH->BSKH', jax.lax.dynamic_index_in_dim(c, layer, keepdims=False))
     out = attention(
       q, of_layer(cache.k).astype(q.dtype), of_layer(cache.v).astype(q.dtype),

@@ -25,7 +25,7 @@ from ..sharding import batch_axes, length_axis, platform
 from .expert_weights import Experts
 from .experts import run_experts
 from .lora import Lora
-from .permute import move_rows
+from .permute import move_rows, sorting
 
 AXIS = 'expert'
 
@@ -112,8 +112,7 @@ Compute = Callable[[Array, Array], Array]  # (rows, their experts here in ascend
 
 def _grouped(x, expert: Int[Array, ' M'], number: int, compute: Compute):
   """compute over rows in any order; those of no expert here (`number`) give zeros."""
-  order = jnp.argsort(expert)
-  back = jnp.argsort(order)
+  order, back = sorting(expert)
   y = move_rows(compute(move_rows(x, order, back), expert[order]), back, order)
   return jnp.where((expert < number)[:, None], y, 0)
 

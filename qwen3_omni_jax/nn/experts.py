@@ -15,7 +15,8 @@ from ..shapes import Array, Float, Int
 from ..sharding import platform
 from .expert_loop import looped
 from .expert_weights import Experts, add, read
-from .grouped_matmul import grouped_matmul
+from .grouped_matmul import Groups, grouped_gate, grouped_matmul
+from .int8 import Int8
 from .kernels import experts_kernel, require_tokamax
 from .layers import swiglu
 from .lora import weight_map
@@ -25,10 +26,8 @@ from .permute import move_rows, take_rows
 def experts_form(tokens: int, active: int, experts: Experts) -> str:
   """The form to use. Few tokens touch few experts: read only those. Many: sort by expert, then the platform's kernel."""
   kernel = experts_kernel(*experts.gate.shape[-2:])
-  few = 2 * active if kernel == 'looped' else max(2 * active, experts.number // 2)
-  if tokens * active <= few:
-    return 'paired' if platform() == 'gpu' else 'gathered'
-  return kernel
+  few = {'triton': 0, 'looped': 2 * active}.get(kernel, max(2 * active, experts.number // 2))
+  return 'gathered' if tokens * active <= few else kernel
 
 
 def run_experts(
@@ -65,14 +64,14 @@ def _megablox(rows, weights: Float[Array, 'E D F'], sizes: Int[Array, ' E']):
 
 
 def _triton(rows, expert, experts: Experts, expected: int):
-  """Plain weights are read where they lie; of any other kind the layer's matrices are made first."""
+  """Plain weights and int8 are read where they lie; of any other kind the layer's matrices are made first."""
   p, layer = {'gate': experts.gate, 'up': experts.up, 'down': experts.down}, experts.layer
-  if not all(isinstance(w, jax.Array) for w in p.values()):
+  if not all(isinstance(w, jax.Array | Int8) for w in p.values()):
     p, layer = weight_map(lambda w: w.astype(rows.dtype), experts.all()), None
   ends = jnp.searchsorted(expert, jnp.arange(experts.number), side='right', method='compare_all').astype(jnp.int32)
+  groups = Groups(ends, layer, expected)
   x = jnp.where((expert < experts.number)[:, None], rows, 0)  # so that the gradients of the other rows are zeros too
-  dot = lambda x, w: grouped_matmul(x, w, ends, layer, expected)
-  return dot(jax.nn.silu(dot(x, p['gate'])) * dot(x, p['up']), p['down'])
+  return grouped_matmul(grouped_gate(x, p['gate'], p['up'], groups), p['down'], groups)
 
 
 MEGABLOX_TILE = 512  # rows; with 1024 of each width it fits the on-chip memory of v5e and later in bfloat16

@@ -1,8 +1,8 @@
 """Grouped matmul for GPU: rows sorted by expert, each row times the matrix of its own expert. A Pallas kernel, by way of Triton.
 
-Expert matrices are read where they lie, in the stack of all layers too, in whatever dtype they are kept: no layer is sliced out
-and nothing is widened in memory. Work is shared out by tiles of one expert's rows, so that a crowded expert holds up nobody and
-an expert without rows is not read.
+Expert matrices are read where they lie, in the stack of all layers too, in whatever dtype they are kept, int8 with its scales
+too: no layer is sliced out and nothing is widened in memory. Work is shared out by tiles of one expert's rows, so that a crowded
+expert holds up nobody and an expert without rows is not read.
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from ..shapes import Array, Float, Int
-from ..sharding import platform
+from .int8 import Int8
+from .tiles import dot, fit, inside, load, run_programs, span, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,43 +35,96 @@ def product_tile(mean: float) -> Tile:
     return Tile(16, 64, 128, 4, 4)
   if mean <= 32:
     return Tile(32, 64, 128, 4, 4)
-  return Tile(64, 128, 64, 4, 4) if mean <= 64 else Tile(128, 128, 64, 8, 4)
+  return Tile(64, 128, 64, 4, 4) if mean <= 64 else Tile(128, 128, 64, 8, 3)
 
 
-GRADIENT_TILE = Tile(128, 128, 64, 8, 4)  # of a matrix; the step is over an expert's rows
+def gated_tile(mean: float) -> Tile:
+  """For the two products of a gated layer, computed together."""
+  if mean <= 16:
+    return Tile(16, 32, 128, 4, 4)
+  if mean <= 32:
+    return Tile(32, 64, 64, 4, 4)
+  return Tile(64, 64, 64, 4, 4) if mean <= 64 else Tile(128, 128, 64, 8, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def grouped_matmul(
-  x: Float[Array, 'M K'],
-  w: Float[Array, '*L E K N'],
-  ends: Int[Array, ' E'],
-  layer: Int[Array, ''] | None,
-  expected: int,
+GRADIENT_TILE = Tile(128, 128, 32, 4, 4)  # of a matrix; the step is over an expert's rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+  """Which rows belong to which expert: ends[e] is the row after its last; rows past all experts' hold nothing, and what is said
+  of them, results and gradients, may be anything. layer: of a stack of matrices. expected: about how many rows have an expert,
+  which decides nothing but speed."""
+
+  ends: Int[Array, ' E']
+  layer: Int[Array, ''] | None
+  expected: int
+
+  @property
+  def mean(self) -> float:
+    return self.expected / len(self.ends)
+
+
+jax.tree_util.register_dataclass(Groups, ['ends', 'layer'], ['expected'])
+
+
+@jax.custom_vjp
+def grouped_matmul(x: Float[Array, 'M K'], w: Float[Array, '*L E K N'], groups: Groups) -> Float[Array, 'M N']:
+  """Each row of x times the matrix of its expert, in x's dtype, added up in float32."""
+  return _product(x, w, groups, product_tile(groups.mean))
+
+
+def _matmul_forward(x, w, groups):
+  return grouped_matmul(x, w, groups), (x, w, groups)
+
+
+def _matmul_backward(inputs, dy):
+  x, w, groups = inputs
+  return *_gradients(x, w, groups, dy), _nothing(groups)
+
+
+grouped_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.custom_vjp
+def grouped_gate(
+  x: Float[Array, 'M K'], gate: Float[Array, '*L E K N'], up: Float[Array, '*L E K N'], groups: Groups
 ) -> Float[Array, 'M N']:
-  """Row i of x times w[e], in x's dtype and added up in float32, where e is the first expert with i < ends[e].
-
-  ends: where each expert's rows end; rows past the last hold nothing: their results, and their gradients, may be anything.
-  layer: which of a stack. expected: about how many rows have an expert; it decides nothing but speed.
-  """
-  return _product(x, w, ends, layer, product_tile(expected / len(ends)), transposed=False)
+  """silu(x gate) * (x up), each row by its expert, in one kernel; for the gradients' sake the products are kept apart instead."""
+  return _gated(x, gate, up, groups, gated_tile(groups.mean))
 
 
-def _forward(x, w, ends, layer, expected):
-  return grouped_matmul(x, w, ends, layer, expected), (x, w, ends, layer)
+def _gate_forward(x, gate, up, groups):
+  g, u = (_product(x, w, groups, product_tile(groups.mean)) for w in (gate, up))
+  return _act(g, u), (x, gate, up, g, u, groups)
 
 
-def _backward(expected, inputs, dy):
-  x, w, ends, layer = inputs
-  dx = _product(dy, w, ends, layer, product_tile(expected / len(ends)), transposed=True)
-  dw = _matrix_gradient(x, dy, ends, w.dtype, GRADIENT_TILE)
-  if layer is not None:
-    dw = jax.lax.dynamic_update_index_in_dim(jnp.zeros_like(w), dw, layer, 0)
-  nothing = lambda a: np.zeros(a.shape, jax.dtypes.float0)
-  return dx, dw, nothing(ends), None if layer is None else nothing(layer)
+def _gate_backward(inputs, dh):
+  x, gate, up, g, u, groups = inputs
+  dg, du = jax.vjp(_act, g, u)[1](dh)
+  by_gate, dgate = _gradients(x, gate, groups, dg)
+  by_up, dup = _gradients(x, up, groups, du)
+  return by_gate + by_up, dgate, dup, _nothing(groups)
 
 
-grouped_matmul.defvjp(_forward, _backward)
+grouped_gate.defvjp(_gate_forward, _gate_backward)
+
+
+def _act(gate, up):
+  """In float32, of products that were rounded to the activations' dtype."""
+  return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _gradients(x, w, groups: Groups, dy):
+  dx = _product(dy, w, groups, product_tile(groups.mean), transposed=True)
+  dw = _matrix_gradient(x, dy, groups.ends, w.dtype, GRADIENT_TILE)
+  if groups.layer is not None:
+    dw = jax.lax.dynamic_update_index_in_dim(jnp.zeros_like(w), dw, groups.layer, 0)
+  return dx, dw
+
+
+def _nothing(groups: Groups):
+  return jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), groups)
 
 
 def _starts(ends: Int[Array, ' E']) -> Int[Array, ' E']:
@@ -93,42 +146,73 @@ def _tiles(ends: Int[Array, ' E'], rows: int, M: int) -> tuple[Array, Array, Arr
   return expert, start, jnp.where(used, ends[expert], start)
 
 
-def _product(x, w, ends, layer, tile: Tile, *, transposed: bool):
-  """x times each expert's matrix, or with `transposed` its transpose."""
-  (M, K), N = x.shape, w.shape[-2 if transposed else -1]
-  tile = _within(tile, N, K)
+def _product(x, w, groups: Groups, tile: Tile, *, transposed: bool = False):
+  """x times each expert's matrix, or with `transposed` its transpose. w: an array, or Int8."""
+  N = w.shape[-2 if transposed else -1]
+  kernel = functools.partial(_product_kernel, transposed=transposed)
+  return _by_tiles(kernel, x, (w,), groups, _within(tile, N, x.shape[1]), N)
+
+
+def _gated(x, gate, up, groups: Groups, tile: Tile):
+  N = gate.shape[-1]
+  return _by_tiles(_gated_kernel, x, (gate, up), groups, _within(tile, N, x.shape[1]), N)
+
+
+def _by_tiles(kernel, x, matrices, groups: Groups, tile: Tile, N: int):
+  M, layer = len(x), groups.layer
   if layer is None:
-    w, layer = w[None], jnp.int32(0)
-  lists = _tiles(ends, tile.rows, M)
-  kernel = functools.partial(_product_kernel, tile=tile, transposed=transposed)
-  shape = jax.ShapeDtypeStruct((M, N), x.dtype)
-  return _call(kernel, shape, len(lists[0]) * pl.cdiv(N, tile.columns), tile)(layer.reshape(1), *lists, x, w)
+    matrices, layer = jax.tree.map(lambda w: w[None], matrices), jnp.int32(0)
+  lists = _tiles(groups.ends, tile.rows, M)
+  programs = len(lists[0]) * pl.cdiv(N, tile.columns)
+  body = functools.partial(_tile_kernel, kernel, tile)
+  run = run_programs(body, jax.ShapeDtypeStruct((M, N), x.dtype), programs, tile.warps, tile.stages)
+  return run(layer.reshape(1), *lists, x, matrices)
 
 
-def _product_kernel(layer_ref, expert_ref, start_ref, end_ref, x_ref, w_ref, y_ref, *, tile: Tile, transposed: bool):
-  K, N = x_ref.shape[1], y_ref.shape[1]
+def _tile_kernel(kernel, tile: Tile, layer_ref, expert_ref, start_ref, end_ref, x_ref, matrices, y_ref):
+  """One tile of the result: where it lies, and kernel(tile, layer, expert, rows and columns with their masks, refs) for it."""
+  N = y_ref.shape[1]
   across = pl.cdiv(N, tile.columns)
   at, column = pl.program_id(0) // across, pl.program_id(0) % across
   start, end = start_ref[at], end_ref[at]
 
   @pl.when(start < end)
   def _():
-    layer, expert = layer_ref[0], expert_ref[at]
-    rows, columns = pl.ds(start, tile.rows), pl.ds(column * tile.columns, tile.columns)
-    live, wide = _inside(start, tile.rows, end), _inside(column * tile.columns, tile.columns, N)
+    rows = pl.ds(start, tile.rows), inside(start, tile.rows, end)
+    columns = span(column, tile.columns, N)
+    y = kernel(tile, (layer_ref[0], expert_ref[at]), rows, columns, x_ref, *matrices)
+    store(y_ref, (), rows, columns, y)
 
-    def add(i, total):
-      span = pl.ds(i * tile.step, tile.step)
-      deep = _inside(i * tile.step, tile.step, K)
-      a = triton.load(x_ref.at[rows, span], mask=_outer(live, deep), other=0)
-      if transposed:
-        b = _load(w_ref.at[layer, expert, columns, span], wide, deep)
-      else:
-        b = _load(w_ref.at[layer, expert, span, columns], deep, wide)
-      return total + _dot(a, b.astype(a.dtype), trans_b=transposed)
 
-    total = jax.lax.fori_loop(0, pl.cdiv(K, tile.step), add, jnp.zeros((tile.rows, tile.columns), jnp.float32))
-    triton.store(y_ref.at[rows, columns], total.astype(y_ref.dtype), mask=_outer(live, wide))
+def _product_kernel(tile: Tile, place, rows, columns, x_ref, w, *, transposed: bool):
+  def add(i, total):
+    depth = span(i, tile.step, x_ref.shape[1])
+    return total + _times(load(x_ref, (), rows, depth), w, place, depth, columns, transposed)
+
+  total = jax.lax.fori_loop(0, pl.cdiv(x_ref.shape[1], tile.step), add, jnp.zeros((tile.rows, tile.columns), jnp.float32))
+  return _scaled(total, w, place, columns)
+
+
+def _gated_kernel(tile: Tile, place, rows, columns, x_ref, gate, up):
+  def add(i, totals):
+    depth = span(i, tile.step, x_ref.shape[1])
+    x = load(x_ref, (), rows, depth)
+    return [total + _times(x, w, place, depth, columns) for total, w in zip(totals, (gate, up), strict=True)]
+
+  start = [jnp.zeros((tile.rows, tile.columns), jnp.float32) for _ in range(2)]
+  totals = jax.lax.fori_loop(0, pl.cdiv(x_ref.shape[1], tile.step), add, start)
+  return _act(*(_scaled(total, w, place, columns).astype(x_ref.dtype) for total, w in zip(totals, (gate, up), strict=True)))
+
+
+def _times(x, w, place, depth, columns, transposed: bool = False):
+  """x times a tile of w[place]. Bytes are widened as they are; see _scaled."""
+  ref = w.values if isinstance(w, Int8) else w
+  tile = load(ref, place, columns, depth) if transposed else load(ref, place, depth, columns)
+  return dot(x, tile.astype(x.dtype), trans_b=transposed)
+
+
+def _scaled(total, w, place, columns):
+  return total * load(w.scale, place, (pl.ds(0, 1), None), columns) if isinstance(w, Int8) else total
 
 
 def _matrix_gradient(x: Float[Array, 'M K'], dy: Float[Array, 'M N'], ends, dtype, tile: Tile) -> Float[Array, 'E K N']:
@@ -137,58 +221,26 @@ def _matrix_gradient(x: Float[Array, 'M K'], dy: Float[Array, 'M N'], ends, dtyp
   tile = dataclasses.replace(tile, rows=_within(tile, K, M).columns, columns=_within(tile, N, M).columns)
   shape = jax.ShapeDtypeStruct((len(ends), K, N), dtype)
   programs = len(ends) * pl.cdiv(K, tile.rows) * pl.cdiv(N, tile.columns)
-  return _call(functools.partial(_gradient_kernel, tile=tile), shape, programs, tile)(_starts(ends), ends, x, dy)
+  run = run_programs(functools.partial(_gradient_kernel, tile=tile), shape, programs, tile.warps, tile.stages)
+  return run(_starts(ends), ends, x, dy)
 
 
 def _gradient_kernel(start_ref, end_ref, x_ref, dy_ref, dw_ref, *, tile: Tile):
   _, K, N = dw_ref.shape
   across, down = pl.cdiv(N, tile.columns), pl.cdiv(K, tile.rows)
-  column, row = pl.program_id(0) % across, pl.program_id(0) // across % down
-  expert = pl.program_id(0) // (across * down)
+  at = pl.program_id(0)
+  expert, rows, columns = at // (across * down), span(at // across % down, tile.rows, K), span(at % across, tile.columns, N)
   start, end = start_ref[expert], end_ref[expert]
-  rows, columns = pl.ds(row * tile.rows, tile.rows), pl.ds(column * tile.columns, tile.columns)
-  high, wide = _inside(row * tile.rows, tile.rows, K), _inside(column * tile.columns, tile.columns, N)
 
   def add(i, total):
     first = start + i * tile.step
-    span, live = pl.ds(first, tile.step), _inside(first, tile.step, end)
-    a = triton.load(x_ref.at[span, rows], mask=_outer(live, high), other=0)
-    b = triton.load(dy_ref.at[span, columns], mask=_outer(live, wide), other=0)
-    return total + _dot(a, b, trans_a=True)
+    some = pl.ds(first, tile.step), inside(first, tile.step, end)
+    return total + dot(load(x_ref, (), some, rows), load(dy_ref, (), some, columns), trans_a=True)
 
   total = jax.lax.fori_loop(0, pl.cdiv(end - start, tile.step), add, jnp.zeros((tile.rows, tile.columns), jnp.float32))
-  triton.store(dw_ref.at[expert, rows, columns], total.astype(dw_ref.dtype), mask=_outer(high, wide))
-
-
-def _call(kernel, shape, programs: int, tile: Tile):
-  params = triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages)
-  return pl.pallas_call(kernel, out_shape=shape, grid=(programs,), compiler_params=params, interpret=platform() == 'cpu')
+  store(dw_ref, (expert,), rows, columns, total)
 
 
 def _within(tile: Tile, N: int, K: int) -> Tile:
-  """No larger than the arrays: sizes are powers of two from 16, the least that tensor cores take."""
-  fit = lambda size, n: max(16, min(size, pl.next_power_of_2(n)))
+  """No larger than the arrays."""
   return dataclasses.replace(tile, columns=fit(tile.columns, N), step=fit(tile.step, K))
-
-
-def _inside(start, size: int, end):
-  """Which of `size` places from `start` are before `end`; None where it is known that all are."""
-  if isinstance(end, int) and end % size == 0:
-    return None
-  return start + jnp.arange(size, dtype=jnp.int32) < end
-
-
-def _outer(rows, columns):
-  if rows is None or columns is None:
-    return rows[:, None] if rows is not None else None if columns is None else columns[None]
-  return rows[:, None] & columns[None]
-
-
-def _load(ref, rows, columns):
-  mask = _outer(rows, columns)
-  return triton.load(ref) if mask is None else triton.load(ref, mask=mask, other=0)
-
-
-def _dot(a, b, **transposed):
-  """float32 is multiplied as such, not in TF32."""
-  return triton.dot(a, b, precision=jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None, **transposed)

@@ -21,9 +21,9 @@ import os
 
 import jax.numpy as jnp
 
-from ..sharding import platform
+from ..sharding import current_mesh, platform
 
-ATTENTION = ('dense', 'blockwise', 'splash', 'cudnn')
+ATTENTION = ('dense', 'blockwise', 'splash', 'cudnn', 'triton')
 EXPERTS = ('blocked', 'looped', 'ragged', 'triton', 'megablox', 'tokamax')
 VARIABLE = 'QWEN3_OMNI_KERNELS'
 
@@ -64,12 +64,19 @@ def _attends(kernel: str, q, k, plain_mask: bool, cuts: int) -> bool:
   if kernel == 'cudnn':  # see jax's check_is_flash_attention; training with a bias needs even lengths
     narrow = q.dtype in (jnp.bfloat16, jnp.float16) or platform() == 'cpu'  # where XLA's form stands in for it, in tests
     return narrow and H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0 and T * S <= _CUDNN_SCORES
-  return kernel in ATTENTION
+  return kernel in ('dense', 'blockwise')  # triton is for a filled cache, see reads_cache_in_place
+
+
+def reads_cache_in_place(cache) -> bool:
+  """Whether new tokens attend to a filled cache by nn/cached_attention.py, instead of to a copy of its layer by `attention`."""
+  H = cache.k.shape[-1]
+  wanted = overrides().get('attention', 'triton' if platform() == 'gpu' else None)
+  return wanted == 'triton' and current_mesh() is None and H >= 16 and H & (H - 1) == 0
 
 
 def experts_kernel(D: int, F: int) -> str:
   """The form of the grouped matmul, of EXPERTS, for weights 'E D F'."""
-  wanted = overrides().get('experts') or {'tpu': 'megablox', 'gpu': 'blocked'}.get(platform(), 'looped')
+  wanted = overrides().get('experts') or {'tpu': 'megablox', 'gpu': 'triton'}.get(platform(), 'looped')
   if wanted == 'tokamax':
     require_tokamax()
   if wanted == 'megablox' and (D % 128 or F % 128):

@@ -18,7 +18,7 @@ from .experts import GROUPED, experts_form, run_experts
 from .layers import swiglu, swiglu_spec
 from .lora import weight_map
 from .params import Param, Spec
-from .permute import move_rows
+from .permute import move_rows, sorting
 
 
 def moe_spec(width: int, ffn: int, experts: int, shared_ffn: int = 0) -> Spec:
@@ -149,8 +149,7 @@ def grouped_form(form: str, x: Float[Array, 'T D'], routing: Routing, experts: E
   """Pairs sorted by expert, run together, put back in token order, weighted and summed."""
   T, A = routing.experts.shape
   expert = routing.experts.reshape(-1)
-  order = jnp.argsort(expert)
-  back = jnp.argsort(order)
+  order, back = sorting(expert)
   y = run_experts(move_rows(x, order, back, A), expert[order], experts, form)
   y = jnp.where((expert < experts.number)[:, None], move_rows(y, back, order), 0).reshape(T, A, -1)
   return jnp.einsum('TAD,TA->TD', y, routing.weights)

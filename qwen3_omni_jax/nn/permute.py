@@ -1,4 +1,4 @@
-"""Rows moved to other places, with a backward pass that moves them back.
+"""Rows sorted, and moved to other places with a backward pass that moves them back.
 
 Left to itself, the gradient of a gather adds rows up one by one (a scatter), since it cannot know that none is used twice.
 """
@@ -9,6 +9,24 @@ import jax
 import jax.numpy as jnp
 
 from ..shapes import Array, Float, Int
+from ..sharding import platform
+
+RANKED = 2048  # keys up to which a GPU is faster with all comparisons than with a sort
+
+
+def sorting(key: Int[Array, ' M']) -> tuple[Int[Array, ' M'], Int[Array, ' M']]:
+  """The order that sorts the keys, equal ones as they were, and its inverse."""
+  M = len(key)
+  if platform() != 'gpu':
+    order = jnp.argsort(key)
+    return order, jnp.argsort(order)
+  count = jnp.arange(M, dtype=jnp.int32)
+  if M <= RANKED:
+    before = (key[None] < key[:, None]) | ((key[None] == key[:, None]) & (count[None] < count[:, None]))
+    back = before.sum(axis=1, dtype=jnp.int32)
+    return jnp.zeros(M, jnp.int32).at[back].set(count, unique_indices=True), back
+  order = jnp.argsort(key)
+  return order, jnp.zeros(M, jnp.int32).at[order].set(count, unique_indices=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

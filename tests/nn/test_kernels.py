@@ -35,7 +35,7 @@ def test_experts_by_platform(monkeypatch):
   for here in ('cpu', 'tpu', 'gpu'):
     monkeypatch.setattr(kernels, 'platform', lambda here=here: here)
     chosen[here] = kernels.experts_kernel(2048, 768), kernels.experts_kernel(2048, 192)
-  assert chosen == {'cpu': ('looped',) * 2, 'tpu': ('megablox', 'ragged'), 'gpu': ('blocked',) * 2}
+  assert chosen == {'cpu': ('looped',) * 2, 'tpu': ('megablox', 'ragged'), 'gpu': ('triton',) * 2}
   monkeypatch.setattr(kernels, '_has_tokamax', lambda: False)
   with pytest.raises(ValueError, match='tokamax is not installed; pip install tokamax'):
     kernels.require_tokamax()

@@ -135,5 +135,5 @@ def test_few_tokens_read_few_experts(monkeypatch):
   assert forms == {
     'cpu': ('gathered', 'looped', 'looped'),  # looped reads only the experts that have rows, too
     'tpu': ('gathered', 'gathered', 'megablox'),
-    'gpu': ('paired', 'paired', 'blocked'),
+    'gpu': ('triton', 'triton', 'triton'),
   }

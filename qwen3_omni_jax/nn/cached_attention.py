@@ -1,0 +1,96 @@
+"""Attention of new tokens to a filled cache, for GPU: a Pallas kernel, by way of Triton.
+
+Keys and values are read where they lie in the cache of all layers, and only as far as each row is filled: no layer is sliced out,
+and empty slots cost nothing. The query heads that share a key head go through the tensor cores together. Where rows and heads are
+too few to occupy a GPU, the keys are divided among several programs, and their results are combined.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from ..shapes import Array, Float, Int
+from .cache import KVCache
+from .tiles import dot, fit, inside, load, run_programs, span, store
+
+KEYS = 64  # of a step
+QUERIES = 64  # rows of a tile: tokens times the heads of a group
+PROGRAMS = 264  # that occupy a GPU: two for each multiprocessor of an H100 or H200
+_LOWEST = -1e30  # finite: see nn/attention.py
+
+
+def cached_attention(
+  q: Float[Array, 'B T N H'],
+  cache: KVCache,
+  layer: Int[Array, ''],
+  filled: Int[Array, ' B'],
+  new: Int[Array, ' B'],
+) -> Float[Array, 'B T N H']:
+  """softmax(q k' / sqrt(H)) v: token t of a row sees its slots up to filled + t, where its own key and value already are.
+
+  new: tokens of each row, of T; what comes after is padding and gives zeros. As nn.attention.attention with these masks.
+  """
+  (B, T, N, H), K = q.shape, cache.k.shape[2]
+  group = N // K
+  q = q * jnp.asarray(H**-0.5, q.dtype)
+  rows = jnp.einsum('BTKGH->BKTGH', q.reshape(B, T, K, group, H)).reshape(B, K, T * group, H)
+  size = fit(QUERIES, T * group)
+  blocks = pl.cdiv(T * group, size)
+  parts = max(1, min(16, PROGRAMS // (B * K * blocks), cache.slots // (2 * KEYS)))
+  shape = (B, K, parts, T * group)
+  kernel = functools.partial(_kernel, group=group, size=size, blocks=blocks, parts=parts)
+  out = (
+    jax.ShapeDtypeStruct((*shape, H), q.dtype if parts == 1 else jnp.float32),
+    jax.ShapeDtypeStruct((*shape, 1), jnp.float32),
+  )
+  run = run_programs(kernel, out, B * K * blocks * parts, 4, 3)
+  y, weight = run(layer.reshape(1), filled, new, rows, cache.k, cache.v)
+  if parts == 1:
+    y = y[:, :, 0]
+  else:
+    y = jnp.einsum('BKPR,BKPRH->BKRH', jax.nn.softmax(weight[..., 0], axis=2), y).astype(q.dtype)
+  return jnp.einsum('BKTGH->BTKGH', y.reshape(B, K, T, group, H)).reshape(q.shape)
+
+
+def _kernel(
+  layer_ref, filled_ref, new_ref, q_ref, k_ref, v_ref, y_ref, weight_ref, *, group: int, size: int, blocks: int, parts: int
+):
+  """One tile of queries against one part of the keys that it sees: its result, and the log of its weights' sum."""
+  K, R, H = q_ref.shape[1:]
+  at = pl.program_id(0)
+  part, block, row = at % parts, at // parts % blocks, at // (parts * blocks)
+  b, head = row // K, row % K
+  filled, new = filled_ref[b], new_ref[b]
+  token = (block * size + jnp.arange(size, dtype=jnp.int32)) // group
+  limit = jnp.where(token < new, filled + token + 1, 0)  # slots that each query sees
+  most = jnp.minimum(new, (block * size + size - 1) // group + 1)
+  seen = jnp.where(block * size // group < new, filled + most, 0)
+  share = pl.cdiv(pl.cdiv(seen, parts), KEYS) * KEYS
+  start = part * share
+  end = jnp.minimum(start + share, seen)
+  rows, whole = span(block, size, R), (pl.ds(0, H), None)
+  q = load(q_ref, (b, head), rows, whole)
+
+  def step(i, carry):
+    top, total, y = carry
+    first = start + i * KEYS
+    keys = pl.ds(first, KEYS), inside(first, KEYS, end)
+    k = load(k_ref, (layer_ref[0], b, head), keys, whole).astype(q.dtype)
+    v = load(v_ref, (layer_ref[0], b, head), keys, whole).astype(q.dtype)
+    slot = first + jnp.arange(KEYS, dtype=jnp.int32)
+    sees = (slot[None] < limit[:, None]) & (slot[None] < end)
+    scores = jnp.where(sees, dot(q, k, trans_b=True), _LOWEST)
+    new_top = jnp.maximum(top, scores.max(axis=1))
+    weights = jnp.where(sees, jnp.exp(scores - new_top[:, None]), 0)
+    keep = jnp.exp(top - new_top)
+    y = y * keep[:, None] + dot(weights.astype(v.dtype), v)
+    return new_top, total * keep + weights.sum(axis=1), y
+
+  begin = jnp.full(size, _LOWEST, jnp.float32), jnp.zeros(size, jnp.float32), jnp.zeros((size, H), jnp.float32)
+  top, total, y = jax.lax.fori_loop(0, pl.cdiv(end - start, KEYS), step, begin)
+  safe = jnp.where(total > 0, total, 1)
+  store(y_ref, (b, head, part), rows, whole, y / safe[:, None])
+  weight = jnp.where(total > 0, top + jnp.log(safe), _LOWEST)
+  store(weight_ref, (b, head, part), rows, (pl.ds(0, 1), None), weight[:, None])
