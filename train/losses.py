@@ -68,8 +68,8 @@ def _chunked(hidden, head, targets, chunk: int, vocab: str | None):
 
 @jax.custom_vjp
 def _logits(x: Float[Array, 'n D'], head: Float[Array, 'D V']) -> Float[Array, 'n V']:
-  """float32, from a product in x's dtype. Their gradient is rounded to it too before it is multiplied, as in any other layer; left
-  to itself it stays float32, and so do two of three matmuls."""
+  """float32, from a product in x's dtype. Their gradient is rounded to it before it is multiplied, as in any other layer: left to
+  itself it stays float32, and so do two of three matmuls."""
   return jnp.einsum('nD,DV->nV', x, head.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
