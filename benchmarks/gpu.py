@@ -1,6 +1,6 @@
-"""One GPU, released sizes, random weights: kernels of one layer, the whole Thinker beside transformers, training.
+"""One GPU, released sizes, random weights: kernels of one layer, the whole Thinker beside transformers, training, batches.
 
-    python benchmarks/gpu.py [layers] [thinker] [reference] [train] [--out benchmarks/results/gpu.json]
+    python benchmarks/gpu.py [layers] [thinker] [reference] [train] [batch] [--out benchmarks/results/gpu.json]
 
 Every part runs in a process of its own, and what it measured is written as soon as it is known; what fails says why.
 """
@@ -21,7 +21,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from common import ROOT, circumstances  # noqa: E402
 
-PARTS = ('layers', 'thinker', 'reference', 'train')
+PARTS = ('layers', 'thinker', 'reference', 'train', 'batch')
+MODEL = ROOT / 'configs' / 'model' / 'instruct.json'
 PROMPT, NEW_TOKENS = 2048, 64
 
 
@@ -80,7 +81,7 @@ def median_ms(run, repeats: int = 7) -> float:
 def config(layers: int | None = None):
   from qwen3_omni_jax.config import parse_config
 
-  data = json.loads((ROOT / 'configs' / 'model' / 'instruct.json').read_text())
+  data = json.loads(MODEL.read_text())
   if layers is not None:
     data['thinker_config']['text_config']['num_hidden_layers'] = layers
     data['thinker_config']['vision_config']['deepstack_visual_indexes'] = [8]
@@ -137,7 +138,7 @@ def layers() -> None:
   params = cheap_params(moe_spec(D, F, E), jnp.bfloat16)
   for tokens in (1, 8, 64, 2048, 8192):
     x = jax.random.normal(jax.random.key(1), (1, tokens, D), jnp.bfloat16)
-    forms = ['gathered', 'paired', 'dense'] * (tokens <= 64) + ['ragged', 'tokamax', 'blocked']
+    forms = ['gathered', 'dense'] * (tokens <= 64) + ['ragged'] * (tokens <= 2048) + ['blocked', 'triton']
     for form in forms:
       run = jax.jit(lambda x, p, form=form: moe(x, p, Experts.of_layer(p['experts']), A, True, form=form)[0])
       flops = 6 * tokens * A * D * F
@@ -238,7 +239,7 @@ def reference() -> None:
   from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe as configs
   from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as models
 
-  data = json.loads((ROOT / 'configs' / 'model' / 'instruct.json').read_text())['thinker_config']
+  data = json.loads(MODEL.read_text())['thinker_config']
   cfg = configs.Qwen3OmniMoeThinkerConfig(**data)
   report(what='reference', transformers=transformers.__version__, torch=torch.__version__, gpu=torch.cuda.get_device_name())
   torch.set_grad_enabled(False)
@@ -286,6 +287,12 @@ def reference() -> None:
 
   for B, context in ((1, 2048), (8, 2048), (64, 1024)):
     tried('decode', lambda B=B, context=context: step(B, context), batch=B, context=context)
+
+
+def batch() -> None:
+  import gpu_batch
+
+  gpu_batch.batch()
 
 
 def train() -> None:

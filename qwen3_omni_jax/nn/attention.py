@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from ..shapes import Array, Bool, Float, Int
 from ..sharding import batch_axes, current_mesh, item_axes, length_axis
-from .attention_kernels import cudnn_attention, splash_attention, splash_kernel, splash_specs
+from .attention_kernels import cudnn_attention, cudnn_causal, splash_attention, splash_kernel, splash_specs
 from .blockwise import blockwise
 from .kernels import attention_kernel
 
@@ -47,7 +47,8 @@ def attention(
   mesh = current_mesh()
   rows, length = ((), None) if mesh is None else _cut(B, T, mesh, causal)
   cuts = 1 if mesh is None or length is None else mesh.shape[length]
-  backend = attention_kernel(q, k, plain_mask=window is None and (aligned or not causal), cuts=cuts, wanted=backend)
+  plain = window is None and (aligned or not causal)
+  backend = attention_kernel(q, k, plain_mask=plain, causal=causal, cuts=cuts, wanted=backend)
   attend = functools.partial(_attend, causal=causal, window=window, backend=backend)
   kernel_of = lambda heads: splash_kernel(heads, T, S, causal, cuts) if backend == 'splash' else None
   if mesh is None:
@@ -63,14 +64,15 @@ def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window:
   q = q * jnp.asarray(H**-0.5, q.dtype)
   if backend == 'splash':
     return splash_attention(kernel, q, k, v, query[0], key[0])
+  groups = lambda q: q.reshape(B, T, K, N // K, H)
+  in_blocks = lambda q, k, v: blockwise(sees, groups(q), k, v, query, key).reshape(B, T, N, H)
+  if backend == 'cudnn' and aligned and window is None and T == k.shape[1]:
+    return cudnn_causal(q, k, v, query[0], in_blocks)
   if backend == 'cudnn':
     return cudnn_attention(q, k, v, sees(query, key))
-  q = q.reshape(B, T, K, N // K, H)
   if backend == 'dense':
-    out = _dense(q, k, v, query, key, sees, aligned)
-  else:
-    out = blockwise(sees, q, k, v, query, key)
-  return out.reshape(B, T, N, H)
+    return _dense(groups(q), k, v, query, key, sees, aligned).reshape(B, T, N, H)
+  return in_blocks(q, k, v)
 
 
 def _cut(B: int, T: int, mesh, causal: bool):

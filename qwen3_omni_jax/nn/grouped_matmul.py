@@ -31,18 +31,18 @@ class Tile:
 
 def product_tile(mean: float) -> Tile:
   """For rows times matrices. mean: rows of an expert. Few rows: narrow tiles, since it is the matrices that take the time."""
-  if mean <= 16:
-    return Tile(16, 64, 128, 4, 4)
-  if mean <= 32:
+  if mean <= 8:
+    return Tile(16, 64, 128, 4, 4) if mean <= 1 else Tile(16, 128, 128, 4, 3)
+  if mean <= 24:
     return Tile(32, 64, 128, 4, 4)
   return Tile(64, 128, 64, 4, 4) if mean <= 64 else Tile(128, 128, 64, 8, 3)
 
 
 def gated_tile(mean: float) -> Tile:
   """For the two products of a gated layer, computed together."""
-  if mean <= 16:
-    return Tile(16, 32, 128, 4, 4)
-  if mean <= 32:
+  if mean <= 8:
+    return Tile(16, 64, 64, 4, 5) if mean <= 1 else Tile(16, 64, 128, 8, 3)
+  if mean <= 24:
     return Tile(32, 64, 64, 4, 4)
   return Tile(64, 64, 64, 4, 4) if mean <= 64 else Tile(128, 128, 64, 8, 3)
 

@@ -33,37 +33,38 @@ _CUDNN_SCORES = 16384 * 16384  # its mask takes two bytes a score
 _SPLASH_SCORES = 256 * 256  # below, padding to blocks of 128 costs more than the kernel saves
 
 
-def attention_kernel(q, k, *, plain_mask: bool, cuts: int = 1, wanted: str | None = None) -> str:
+def attention_kernel(q, k, *, plain_mask: bool, causal: bool = False, cuts: int = 1, wanted: str | None = None) -> str:
   """For q 'B T N H' and k 'B S K H'.
 
   plain_mask: segments, and causal with index = slot, are all that is masked. cuts: devices over which T is cut.
   Raises ValueError if `wanted` cannot do this.
   """
   if wanted:
-    if not _attends(wanted, q, k, plain_mask, cuts):
+    if not _attends(wanted, q, k, plain_mask, causal, cuts):
       raise ValueError(f'attention={wanted}: not for queries {q.shape}, keys {k.shape}, {q.dtype}; see nn/kernels.py')
     return wanted
   here = platform()
   named = overrides().get('attention')
-  if named and _attends(named, q, k, plain_mask, cuts):
+  if named and _attends(named, q, k, plain_mask, causal, cuts):
     return named
   best = {'tpu': 'splash', 'gpu': 'cudnn'}.get(here)
   scores = q.shape[1] * k.shape[1]
-  if best == 'splash' and scores >= _SPLASH_SCORES and _attends(best, q, k, plain_mask, cuts):
+  if best == 'splash' and scores >= _SPLASH_SCORES and _attends(best, q, k, plain_mask, causal, cuts):
     return best
-  if best == 'cudnn' and q.shape[1] > 1 and _attends(best, q, k, plain_mask, cuts):
+  if best == 'cudnn' and q.shape[1] > 1 and _attends(best, q, k, plain_mask, causal, cuts):
     return best
   return 'dense' if scores <= DENSE_SCORES else 'blockwise'
 
 
-def _attends(kernel: str, q, k, plain_mask: bool, cuts: int) -> bool:
+def _attends(kernel: str, q, k, plain_mask: bool, causal: bool, cuts: int) -> bool:
   """Whether the kernel can do these shapes at all."""
   (T, N, H), (S, K) = q.shape[1:], k.shape[1:3]
   if kernel == 'splash':
     return plain_mask and N % K == 0 and (H == 64 or H % 128 == 0) and (cuts == 1 or T % (128 * cuts) == 0)
   if kernel == 'cudnn':  # see jax's check_is_flash_attention; training with a bias needs even lengths
     narrow = q.dtype in (jnp.bfloat16, jnp.float16) or platform() == 'cpu'  # where XLA's form stands in for it, in tests
-    return narrow and H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0 and T * S <= _CUDNN_SCORES
+    maskless = plain_mask and causal and T == S and cuts == 1
+    return narrow and H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0 and (maskless or T * S <= _CUDNN_SCORES)
   return kernel in ('dense', 'blockwise')  # triton is for a filled cache, see reads_cache_in_place
 
 

@@ -132,19 +132,6 @@ def gathered_form(x: Float[Array, 'T D'], routing: Routing, experts: Experts) ->
   return jax.lax.scan(one_pair, jnp.zeros_like(x), pairs)[0]
 
 
-def paired_form(x: Float[Array, 'T D'], routing: Routing, experts: Experts) -> Float[Array, 'T D']:
-  """All pairs of token and expert at once, each reading its expert's weights where they lie: for small decode batches on GPU.
-
-  Written as products and sums, not as matmuls, so that the compiler fuses the reading with them and copies no weights.
-  """
-  rows = jnp.repeat(x, routing.experts.shape[-1], axis=0).astype(jnp.float32)
-  p = weight_map(lambda w: w.astype(x.dtype).astype(jnp.float32), experts.chosen(routing.experts.reshape(-1)))
-  times = lambda rows, w: (rows[:, :, None] * w).sum(axis=1).astype(x.dtype)
-  hidden = jax.nn.silu(times(rows, p['gate'])) * times(rows, p['up'])
-  y = times(hidden.astype(jnp.float32), p['down']).reshape(*routing.experts.shape, -1)
-  return jnp.einsum('TAD,TA->TD', y, routing.weights)
-
-
 def grouped_form(form: str, x: Float[Array, 'T D'], routing: Routing, experts: Experts) -> Float[Array, 'T D']:
   """Pairs sorted by expert, run together, put back in token order, weighted and summed."""
   T, A = routing.experts.shape
@@ -155,5 +142,5 @@ def grouped_form(form: str, x: Float[Array, 'T D'], routing: Routing, experts: E
   return jnp.einsum('TAD,TA->TD', y, routing.weights)
 
 
-FORMS = {'dense': dense_form, 'gathered': gathered_form, 'paired': paired_form}
+FORMS = {'dense': dense_form, 'gathered': gathered_form}
 FORMS |= {name: functools.partial(grouped_form, name) for name in GROUPED}
