@@ -103,6 +103,7 @@ def _packed(q, k, v, *, segment: Int[Array, 'B T']):
   """Causal attention within each of a row's segments, at most SEGMENTS, by where they start and how long they are."""
   from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
+  q, k, v = (jnp.where((segment != 0)[..., None, None], x, 0) for x in (q, k, v))  # gradients of padding are not written
   starts = _segment_starts(segment)
   number = jnp.where(segment != 0, jnp.cumsum(starts, axis=1) - 1, -1)
   mine = number[:, :, None] == jnp.arange(SEGMENTS)  # 'B T M'

@@ -16,7 +16,6 @@ from .expert_parallel import LOSSLESS, Dispatch, expert_parallel
 from .expert_weights import Experts
 from .experts import GROUPED, experts_form, run_experts
 from .layers import swiglu, swiglu_spec
-from .lora import weight_map
 from .params import Param, Spec
 from .permute import move_rows, sorting
 
