@@ -158,19 +158,19 @@ def layers() -> None:
         tried('moe forward and backward', backward, tokens=tokens, form=form)
 
   N, K, H = text.num_attention_heads, text.num_key_value_heads, text.head_dim
-  for tokens in (2048, 8192):
+  for tokens, documents in ((2048, 1), (8192, 1), (8192, 8), (32768, 1)):
     q = jax.random.normal(jax.random.key(2), (1, tokens, N, H), jnp.bfloat16)
     k = v = jax.random.normal(jax.random.key(3), (1, tokens, K, H), jnp.bfloat16)
-    segment = jnp.ones((1, tokens), jnp.int32)
-    for backend in ('dense', 'blockwise', 'cudnn'):
+    segment = 1 + jnp.arange(tokens, dtype=jnp.int32)[None] * documents // tokens
+    plain = ['dense'] * (tokens == 2048) + ['blockwise'] * (tokens <= 8192 and documents == 1)
+    for backend in (*plain, 'cudnn'):
       run = jax.jit(functools.partial(attention, q_segment=segment, k_segment=segment, causal=True, backend=backend))
       both = jax.jit(jax.grad(lambda q, k, v, run=run: run(q, k, v).astype(jnp.float32).sum(), (0, 1, 2)))
-      flops = 2 * tokens * tokens * N * H  # the half that causality leaves
+      flops = 2 * tokens * tokens * N * H // documents  # the half that causality leaves
       rate = lambda ms, n, flops=flops: {'ms': ms, 'tflops': round(n * flops / ms / 1e9, 1)}
-      tried('attention forward', lambda: rate(median_ms(lambda: run(q, k, v)), 1), tokens=tokens, kernel=backend)
-      if backend != 'dense' or tokens == 2048:
-        there_and_back = lambda: rate(median_ms(lambda: both(q, k, v)), 3.5)
-        tried('attention forward and backward', there_and_back, tokens=tokens, kernel=backend)
+      facts = dict(tokens=tokens, documents=documents, kernel=backend)
+      tried('attention forward', lambda: rate(median_ms(lambda: run(q, k, v)), 1), **facts)
+      tried('attention forward and backward', lambda: rate(median_ms(lambda: both(q, k, v)), 3.5), **facts)
 
 
 def thinker() -> None:

@@ -1,6 +1,6 @@
 """Weight-only int8: matrices kept as bytes with a scale per output channel, widened where they are used.
 
-Half the memory; whether decoding is faster was not measured. Activations, norms, biases, routers, embeddings, convolutions, the
+Half the memory, not faster (measured on a GPU). Activations, norms, biases, routers, embeddings, convolutions, the
 code predictor and the vocoder stay as they are. For inference only: rounding has no gradient.
 """
 

@@ -3,10 +3,12 @@
     attention  dense      plain JAX, a few blocks of queries against all keys      anywhere
                blockwise  plain JAX, running softmax over tiles                    anywhere; no matrix of all scores
                splash     jax's Pallas kernel                                      TPU; head dims of 64 and multiples of 128
-               cudnn      jax.nn.dot_product_attention                             GPU; bfloat16, float16; builds the mask
+               cudnn      jax.nn.dot_product_attention and what is below it        GPU; bfloat16, float16
+               triton     nn/cached_attention.py                                   GPU, one device; new tokens to a filled cache
     experts    looped     plain JAX, see nn/expert_loop.py                         anywhere; the default on CPU
-               blocked    plain JAX, see nn/experts.py                             anywhere; the default on GPU
-               ragged     jax.lax.ragged_dot                                       anywhere (10 to 20 times slower than blocked)
+               blocked    plain JAX, see nn/experts.py                             anywhere
+               triton     nn/grouped_matmul.py                                     GPU; the default there
+               ragged     jax.lax.ragged_dot                                       anywhere (on GPU 30 times slower than triton)
                megablox   jax's Pallas kernel                                      TPU; widths that 128 divides, else ragged
                tokamax    tokamax.ragged_dot: Mosaic or Triton kernels, else XLA   where tokamax is installed
 
@@ -36,7 +38,7 @@ _SPLASH_SCORES = 256 * 256  # below, padding to blocks of 128 costs more than th
 def attention_kernel(q, k, *, plain_mask: bool, causal: bool = False, cuts: int = 1, wanted: str | None = None) -> str:
   """For q 'B T N H' and k 'B S K H'.
 
-  plain_mask: segments, and causal with index = slot, are all that is masked. cuts: devices over which T is cut.
+  plain_mask: segments, and with `causal` index = slot, are all that is masked. cuts: devices over which T is cut.
   Raises ValueError if `wanted` cannot do this.
   """
   if wanted:

@@ -1,5 +1,6 @@
 """The decoder's laws: caches change nothing, padding changes nothing, depth costs no compile time."""
 
+import dataclasses
 import time
 
 import jax
@@ -76,6 +77,28 @@ def test_prefill_then_extend_equals_one_pass(inputs, chunks):
   keep = np.asarray(tokens.segment, np.float32)[..., None]
   np.testing.assert_allclose(jnp.concatenate(hidden, 1) * keep, whole.hidden * keep, atol=3e-6)
   np.testing.assert_allclose(jnp.concatenate(tap, 1) * keep, trace.hidden[1] * keep, atol=3e-6)
+
+
+def test_the_kernels_for_gpu_change_nothing(inputs, monkeypatch):
+  """Prefill, a piece and a step through the cache, read in place, with experts in tiles; interpreted."""
+  cfg, _, tokens, _ = inputs
+  cfg = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, head_dim=16, mrope_section=(4, 2, 2)))
+  params = init_params(thinker_spec(cfg), jax.random.key(0))
+
+  def run():
+    cache, outs = init_cache(cfg.text, B, SLOTS, jnp.float32), []
+    for start, stop in ((0, 5), (5, 10), (10, 11)):
+      piece = part(tokens, start, stop).replace(audio_index=None, visual_index=None)
+      if start == 0:
+        out, cache = thinker_prefill(params, cfg, piece, Features(), cache)
+      else:
+        out, cache = thinker_extend(params, cfg, piece, Features(), jnp.minimum(start, LENGTHS), cache)
+      outs.append(jnp.where(piece.segment[..., None] != 0, out.hidden, 0))
+    return jnp.concatenate(outs, axis=1)
+
+  expected = run()
+  monkeypatch.setenv('QWEN3_OMNI_KERNELS', 'attention=triton,experts=triton')
+  np.testing.assert_allclose(run(), expected, atol=3e-6)
 
 
 def test_padding_and_neighbours_change_nothing(inputs):
