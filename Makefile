@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: setup demo test lint parity
+.PHONY: setup demo test test-slow lint parity
 
 setup: .venv/.ready
 
@@ -28,4 +28,8 @@ parity: setup
 	$(BIN)/python tools/parity_table.py --report docs/parity.json
 
 test: lint
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n 2 --dist loadfile
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+# The full checks that take long.
+test-slow: setup
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n 2 --dist loadfile -m slow

@@ -20,7 +20,9 @@ SLURM = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(('processes', 'devices', 'mesh'), [(2, 4, 'data=2,fsdp=2,expert=2'), (4, 1, 'fsdp=2,expert=2')])
+@pytest.mark.parametrize(('processes', 'devices', 'mesh'), [
+  (2, 4, 'data=2,fsdp=2,expert=2'), pytest.param(4, 1, 'fsdp=2,expert=2', marks=pytest.mark.slow),
+])  # fmt: skip
 def test_processes_together_take_the_step_of_one(tmp_path, processes, devices, mesh):
   with socket.socket() as probe:
     probe.bind(('localhost', 0))

@@ -173,6 +173,7 @@ def omni(tiny_folder):
   return Omni.load(tiny_folder, dtype='float32')
 
 
+@pytest.mark.slow
 def test_every_family_runs_end_to_end_with_the_model(omni, benchmark_root, tmp_path):
   """One benchmark of each family (and the FLEURS reader once): same small media, so that few programs are compiled."""
   names = [

@@ -18,6 +18,7 @@ def conversations(samples):
   ]
 
 
+@pytest.mark.slow
 def test_replies_equal_those_of_one_device(tiny_folder, conversations):
   options = dict(max_new_tokens=12, temperature=0, speech=True, max_frames=6, talker_temperature=0)
   alone = Omni.load(tiny_folder, dtype='float32').generate(conversations, **options)

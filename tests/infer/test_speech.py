@@ -33,7 +33,7 @@ def conversations(samples):
 SPOKEN = dict(speech=True, max_new_tokens=5, max_frames=FRAMES)
 
 
-@pytest.mark.parametrize('temperature', [0, None])
+@pytest.mark.parametrize('temperature', [0, pytest.param(None, marks=pytest.mark.slow)])
 def test_every_kind_of_conversation_speaks_and_a_batch_equals_single_runs(omni, conversations, temperature):
   """Greedily code for code. Drawn at random too, save where rounding (a batch sums in another order) moves a value across a
   boundary: in a row here and there, one of 400."""

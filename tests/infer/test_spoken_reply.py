@@ -86,6 +86,7 @@ def conversation() -> np.ndarray:
 
 
 @pytest.mark.filterwarnings('ignore:Passing `repetition_penalty` with `inputs_embeds`')
+@pytest.mark.slow
 def test_codes_and_wave_equal_the_reference_generate(models):
   module, cfg, params = models
   ids, frames, seen = conversation(), 24, []

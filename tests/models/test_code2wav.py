@@ -82,7 +82,7 @@ def test_published_rates_lead_by_555_samples():
   assert c2w.sample_count(cfg, 0) == c2w.sample_count(cfg, 0, 300) == 0
 
 
-@pytest.mark.parametrize('chunk', [1, 3, 25])
+@pytest.mark.parametrize('chunk', [pytest.param(1, marks=pytest.mark.slow), 3, 25])
 def test_chunks_equal_the_whole_over_700_frames(chunk):
   params, codes = slim_params(), random_codes(SLIM, 1, 700)
   got = jax.jit(lambda params, codes: c2w.code2wav(params, SLIM, codes, chunk=chunk))(params, codes)

@@ -10,7 +10,8 @@ from tests.parity import report
 
 BOUND = 5e-5  # of the largest magnitude: float32 sums in another order
 FRAMES, TOKENS = 64, 10
-CASES = ('text', 'one audio', 'two images', 'audio in video', 'mixed, several turns')
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ('one audio', 'two images')]
+CASES = ('text', *SLOW, 'audio in video', 'mixed, several turns')
 
 
 @pytest.mark.filterwarnings('ignore:Passing `repetition_penalty` with `inputs_embeds`')

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step
 from qwen3_omni_jax.train.stages import LoraPart, Part
 from qwen3_omni_jax.train.state import flat, init_state, roles
@@ -112,11 +113,13 @@ def test_policies_compute_again_what_they_say():
   assert counts[0] < counts[1] < counts[2], counts
 
 
+@pytest.mark.slow
 def test_a_step_on_a_mesh_equals_that_of_one_device():
   shape = {'fsdp': 2, 'expert': 2, 'tensor': 2}
   assert_same_step(run(EXACT, batches.batch(), shape.items()), one_step(), rtol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped_and_counted():
   bad = batches.batch()
   bad.media.audio[0].mel[0, 0, 0] = np.inf

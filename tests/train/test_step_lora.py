@@ -15,6 +15,7 @@ from tests.train import batches
 from tests.train.test_step import ADAPTER, EXACT, assert_same_step, run
 
 
+@pytest.mark.slow
 def test_lora_on_a_mesh_equals_one_device():
   shape = {'fsdp': 2, 'expert': 2, 'tensor': 2}
   assert_same_step(run(ADAPTER, batches.batch(), shape.items(), 2), run(ADAPTER, batches.batch(), steps=2), rtol=5e-2)

@@ -84,7 +84,7 @@ def in_memory(name: str) -> str:
   return re.sub(r'^thinker\.(audio_tower|visual)\.', r'thinker.model.\1.', name)
 
 
-@pytest.mark.parametrize('kind', ['plain', 'fused'])
+@pytest.mark.parametrize('kind', ['plain', pytest.param('fused', marks=pytest.mark.slow)])
 def test_every_published_tensor_comes_back_bit_for_bit(folders, kind):
   jax, back = folders['root'] / f'{kind}_jax', folders['root'] / f'{kind}_back'
   convert_to_jax(folders[kind], jax)
@@ -93,6 +93,7 @@ def test_every_published_tensor_comes_back_bit_for_bit(folders, kind):
   assert_same_files(back, folders[kind])
 
 
+@pytest.mark.slow
 def test_fusing_and_back_gives_the_same_bits(folders):
   fused, back = folders['root'] / 'fused_once', folders['root'] / 'back_once'
   convert_to_hf(folders['plain'], fused, fused_experts=True)
@@ -108,7 +109,7 @@ def test_fusing_and_back_gives_the_same_bits(folders):
   assert value[:, :4].tobytes() == gates.tobytes()
 
 
-@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('fused', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_transformers_finds_every_name(folders, fused):
   """No key missing or unexpected; the values are compared at other sizes in test_transformers.py."""
   import transformers
