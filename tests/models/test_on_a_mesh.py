@@ -1,8 +1,12 @@
 """Whole networks on meshes: outputs, loss, every gradient and a step of the optimiser equal those of one device."""
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from qwen3_omni_jax.models.thinker import Features, ThinkerTokens, thinker_forward, thinker_spec
+from qwen3_omni_jax.nn.params import is_param
 from qwen3_omni_jax.sharding import make_mesh
 from tests.models.training_step import assert_same_step, config, params_and_batch, step, step_on
 
@@ -27,3 +31,24 @@ def test_a_step_equals_that_of_one_device(expected, name, capfd):
     gate = got[3]['thinker']['layers']['moe']['experts']['gate']
     assert gate.addressable_shards[0].data.size < gate.size  # what was cut stays cut
   assert_same_step(jax.device_get(got), expected)
+
+
+def test_activations_shrink_with_the_part_of_the_length_that_a_device_holds():
+  cfg, T = config().thinker, 2048
+  params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), thinker_spec(cfg), is_leaf=is_param)
+
+  def loss(params, ids):
+    positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.float32), (3, *ids.shape))
+    tokens = ThinkerTokens(ids, positions, jnp.ones_like(ids))
+    out, _ = thinker_forward(params, cfg, tokens, Features(), remat='full')
+    return jnp.square(out.hidden).mean()
+
+  def workspace(context: int) -> int:
+    mesh = make_mesh({'context': context}, jax.devices()[:context])
+    with jax.set_mesh(mesh):
+      ids = jax.ShapeDtypeStruct((1, T), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(None, 'context')))
+      program = jax.jit(jax.grad(loss)).lower(params, ids).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  alone, shared = workspace(1), workspace(4)
+  assert shared < alone / 2, (alone, shared)  # of 4: keys and values, and gradients of all parameters, are whole
