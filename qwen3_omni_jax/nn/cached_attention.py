@@ -10,8 +10,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.sharding import PartitionSpec
 
 from ..shapes import Array, Float, Int
+from ..sharding import batch_axes, current_mesh
 from .cache import KVCache
 from .tiles import dot, fit, inside, load, run_programs, span, store
 
@@ -30,9 +32,27 @@ def cached_attention(
 ) -> Float[Array, 'B T N H']:
   """softmax(q k' / sqrt(H)) v: token t of a row sees its slots up to filled + t, where its own key and value already are.
 
-  new: tokens of each row, of T; what comes after is padding and gives zeros. As nn.attention.attention with these masks.
+  new: tokens of each row, of T; what comes after is padding and gives zeros. As nn.attention.attention with these masks. On a
+  mesh each device has its rows of the cache, and takes its share of the heads where the axis `tensor` divides the key heads.
   """
-  (B, T, N, H), K = q.shape, cache.k.shape[2]
+  mesh, K = current_mesh(), cache.k.shape[2]
+  if mesh is None:
+    return _attend(q, cache, layer, filled, new, jnp.int32(0), K)
+  share = K // mesh.shape['tensor'] if K % mesh.shape['tensor'] == 0 else K
+  rows, heads = batch_axes(q.shape[0], mesh) or None, 'tensor' if share < K else None
+
+  def local(q, cache, layer, filled, new):
+    first = jax.lax.axis_index(heads) * share if heads else jnp.int32(0)
+    return _attend(q, cache, layer, filled, new, first, share)
+
+  P = PartitionSpec
+  specs = P(rows, None, heads), P(None, rows), P(), P(rows), P(rows)
+  return jax.shard_map(local, in_specs=specs, out_specs=specs[0], check_vma=False)(q, cache, layer, filled, new)
+
+
+def _attend(q, cache: KVCache, layer, filled, new, first: Int[Array, ''], K: int):
+  """On one device. first: of the cache's K heads that q's belong to."""
+  B, T, N, H = q.shape
   group = N // K
   q = q * jnp.asarray(H**-0.5, q.dtype)
   rows = jnp.einsum('BTKGH->BKTGH', q.reshape(B, T, K, group, H)).reshape(B, K, T * group, H)
@@ -46,7 +66,7 @@ def cached_attention(
     jax.ShapeDtypeStruct((*shape, 1), jnp.float32),
   )
   run = run_programs(kernel, out, B * K * blocks * parts, 4, 3)
-  y, weight = run(layer.reshape(1), filled, new, rows, cache.k, cache.v)
+  y, weight = run(jnp.stack([layer, first]), filled, new, rows, cache.k, cache.v)
   if parts == 1:
     y = y[:, :, 0]
   else:
@@ -55,7 +75,7 @@ def cached_attention(
 
 
 def _kernel(
-  layer_ref, filled_ref, new_ref, q_ref, k_ref, v_ref, y_ref, weight_ref, *, group: int, size: int, blocks: int, parts: int
+  place_ref, filled_ref, new_ref, q_ref, k_ref, v_ref, y_ref, weight_ref, *, group: int, size: int, blocks: int, parts: int
 ):
   """One tile of queries against one part of the keys that it sees: its result, and the log of its weights' sum."""
   K, R, H = q_ref.shape[1:]
@@ -72,13 +92,14 @@ def _kernel(
   end = jnp.minimum(start + share, seen)
   rows, whole = span(block, size, R), (pl.ds(0, H), None)
   q = load(q_ref, (b, head), rows, whole)
+  place = place_ref[0], b, place_ref[1] + head
 
   def step(i, carry):
     top, total, y = carry
     first = start + i * KEYS
     keys = pl.ds(first, KEYS), inside(first, KEYS, end)
-    k = load(k_ref, (layer_ref[0], b, head), keys, whole).astype(q.dtype)
-    v = load(v_ref, (layer_ref[0], b, head), keys, whole).astype(q.dtype)
+    k = load(k_ref, place, keys, whole).astype(q.dtype)
+    v = load(v_ref, place, keys, whole).astype(q.dtype)
     slot = first + jnp.arange(KEYS, dtype=jnp.int32)
     sees = (slot[None] < limit[:, None]) & (slot[None] < end)
     scores = jnp.where(sees, dot(q, k, trans_b=True), _LOWEST)

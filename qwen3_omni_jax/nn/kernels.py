@@ -4,7 +4,7 @@
                blockwise  plain JAX, running softmax over tiles                    anywhere; no matrix of all scores
                splash     jax's Pallas kernel                                      TPU; head dims of 64 and multiples of 128
                cudnn      jax.nn.dot_product_attention and what is below it        GPU; bfloat16, float16
-               triton     nn/cached_attention.py                                   GPU, one device; new tokens to a filled cache
+               triton     nn/cached_attention.py                                   GPU; new tokens to a filled cache
     experts    looped     plain JAX, see nn/expert_loop.py                         anywhere; the default on CPU
                blocked    plain JAX, see nn/experts.py                             anywhere
                triton     nn/grouped_matmul.py                                     GPU; the default there
@@ -23,7 +23,7 @@ import os
 
 import jax.numpy as jnp
 
-from ..sharding import current_mesh, platform
+from ..sharding import platform
 
 ATTENTION = ('dense', 'blockwise', 'splash', 'cudnn', 'triton')
 EXPERTS = ('blocked', 'looped', 'ragged', 'triton', 'megablox', 'tokamax')
@@ -74,7 +74,7 @@ def reads_cache_in_place(cache) -> bool:
   """Whether new tokens attend to a filled cache by nn/cached_attention.py, instead of to a copy of its layer by `attention`."""
   H = cache.k.shape[-1]
   wanted = overrides().get('attention', 'triton' if platform() == 'gpu' else None)
-  return wanted == 'triton' and current_mesh() is None and H >= 16 and H & (H - 1) == 0
+  return wanted == 'triton' and H >= 16 and H & (H - 1) == 0
 
 
 def experts_kernel(D: int, F: int) -> str:

@@ -11,6 +11,7 @@ from qwen3_omni_jax.nn.cache import KVCache
 from qwen3_omni_jax.nn.grouped_matmul import Groups, grouped_gate
 from qwen3_omni_jax.nn.grouped_matmul import grouped_matmul as matmul
 from qwen3_omni_jax.nn.permute import sorting
+from qwen3_omni_jax.sharding import make_mesh
 
 NAMES = ('__gpu$xla.gpu.triton', 'triton_kernel_call')  # of the calls that a lowered kernel becomes
 
@@ -41,6 +42,15 @@ def test_attention_to_a_cache_equals_attention_to_a_copy_of_its_layer(monkeypatc
     k_segment=(count[None] < (filled + new)[:, None]).astype(jnp.int32),
   )  # fmt: skip
   np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize('shape', [{'data': 4, 'tensor': 2}, {'expert': 2, 'tensor': 4}], ids=str)
+def test_attention_to_a_cache_on_a_mesh_equals_that_of_one_device(shape):
+  q, cache, filled, new = cached(1, 130, 4, 2, (5, 120, 17, 64), (1, 1, 0, 1))
+  run = lambda: jax.jit(cached_attention.cached_attention)(q, cache, jnp.int32(1), filled, new)
+  expected = run()
+  with jax.set_mesh(make_mesh(shape)):
+    np.testing.assert_allclose(run(), expected, atol=1e-6)
 
 
 def test_what_lies_past_a_row_is_not_read():
