@@ -29,33 +29,36 @@ def cached_attention(
   layer: Int[Array, ''],
   filled: Int[Array, ' B'],
   new: Int[Array, ' B'],
+  rows: Int[Array, ' B'] | None = None,
 ) -> Float[Array, 'B T N H']:
   """softmax(q k' / sqrt(H)) v: token t of a row sees its slots up to filled + t, where its own key and value already are.
 
-  new: tokens of each row, of T; what comes after is padding and gives zeros. As nn.attention.attention with these masks. On a
-  mesh each device has its rows of the cache, and takes its share of the heads where the axis `tensor` divides the key heads.
+  new: tokens of each row, of T; what comes after is padding and gives zeros. rows: of the cache, one for each of q; default all
+  in order. As nn.attention.attention with these masks. On a mesh (rows in order only) each device has its rows of the cache, and
+  takes its share of the heads where the axis `tensor` divides the key heads.
   """
   mesh, K = current_mesh(), cache.k.shape[2]
   if mesh is None:
-    return _attend(q, cache, layer, filled, new, jnp.int32(0), K)
+    return _attend(q, cache, layer, filled, new, rows, jnp.int32(0), K)
   share = K // mesh.shape['tensor'] if K % mesh.shape['tensor'] == 0 else K
-  rows, heads = batch_axes(q.shape[0], mesh) or None, 'tensor' if share < K else None
+  cut, heads = batch_axes(q.shape[0], mesh) or None, 'tensor' if share < K else None
 
   def local(q, cache, layer, filled, new):
     first = jax.lax.axis_index(heads) * share if heads else jnp.int32(0)
-    return _attend(q, cache, layer, filled, new, first, share)
+    return _attend(q, cache, layer, filled, new, None, first, share)
 
   P = PartitionSpec
-  specs = P(rows, None, heads), P(None, rows), P(), P(rows), P(rows)
+  specs = P(cut, None, heads), P(None, cut), P(), P(cut), P(cut)
   return jax.shard_map(local, in_specs=specs, out_specs=specs[0], check_vma=False)(q, cache, layer, filled, new)
 
 
-def _attend(q, cache: KVCache, layer, filled, new, first: Int[Array, ''], K: int):
+def _attend(q, cache: KVCache, layer, filled, new, rows, first: Int[Array, ''], K: int):
   """On one device. first: of the cache's K heads that q's belong to."""
   B, T, N, H = q.shape
   group = N // K
   q = q * jnp.asarray(H**-0.5, q.dtype)
-  rows = jnp.einsum('BTKGH->BKTGH', q.reshape(B, T, K, group, H)).reshape(B, K, T * group, H)
+  by_head = jnp.einsum('BTKGH->BKTGH', q.reshape(B, T, K, group, H)).reshape(B, K, T * group, H)
+  rows = jnp.arange(B, dtype=jnp.int32) if rows is None else rows
   size = fit(QUERIES, T * group)
   blocks = pl.cdiv(T * group, size)
   parts = max(1, min(16, PROGRAMS // (B * K * blocks), cache.slots // (2 * KEYS)))
@@ -66,7 +69,7 @@ def _attend(q, cache: KVCache, layer, filled, new, first: Int[Array, ''], K: int
     jax.ShapeDtypeStruct((*shape, 1), jnp.float32),
   )
   run = run_programs(kernel, out, B * K * blocks * parts, 4, 3)
-  y, weight = run(jnp.stack([layer, first]), filled, new, rows, cache.k, cache.v)
+  y, weight = run(jnp.stack([layer, first]), rows, filled, new, by_head, cache.k, cache.v)
   if parts == 1:
     y = y[:, :, 0]
   else:
@@ -75,8 +78,9 @@ def _attend(q, cache: KVCache, layer, filled, new, first: Int[Array, ''], K: int
 
 
 def _kernel(
-  place_ref, filled_ref, new_ref, q_ref, k_ref, v_ref, y_ref, weight_ref, *, group: int, size: int, blocks: int, parts: int
-):
+  place_ref, row_ref, filled_ref, new_ref, q_ref, k_ref, v_ref, y_ref, weight_ref, *, group: int, size: int, blocks: int,
+  parts: int,
+):  # fmt: skip
   """One tile of queries against one part of the keys that it sees: its result, and the log of its weights' sum."""
   K, R, H = q_ref.shape[1:]
   at = pl.program_id(0)
@@ -92,7 +96,7 @@ def _kernel(
   end = jnp.minimum(start + share, seen)
   rows, whole = span(block, size, R), (pl.ds(0, H), None)
   q = load(q_ref, (b, head), rows, whole)
-  place = place_ref[0], b, place_ref[1] + head
+  place = place_ref[0], row_ref[b], place_ref[1] + head
 
   def step(i, carry):
     top, total, y = carry
