@@ -215,11 +215,11 @@ class Engine:
     if pool.waiting:
       self.stats.occupied += occupied
       self.stats.occupied_of += pool.slots
-    fed = pool.feed()
+    while pool.feed(more):  # a step costs the same for one row as for all: first every slot that can be is set going
+      pass
     pool.steps_run = None
     if pool.decoding:
-      # While prompts wait to be fed, few steps at a time: neither side stalls the other.
-      pool.decode(4 if fed and pool.filling else self.config.steps, bool(pool.waiting) or more)
+      pool.decode(self.config.steps, bool(pool.waiting) or more)
 
   def _read(self) -> Iterator[Result]:
     """Results of rows whose text has ended; those to be spoken go on to the Talker."""

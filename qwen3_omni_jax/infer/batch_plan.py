@@ -27,8 +27,8 @@ class EngineConfig:
   speech_slots: likewise of the Talker; None: as many. lengths: tokens (and for the Talker frames) a slot may hold; a row begins
   in the least that holds its prompt and `room` tokens of its reply (or all, of a lower limit), and moves on to the next when it
   is full: a limit of thousands of tokens costs nothing until they are written. pieces: (small, large) sizes in which prompts are
-  fed. lanes: pieces a call. steps, frames: decode steps and speech frames between two looks from the host. ahead: rows prepared
-  in advance. workers: threads that prepare them. wave_frames, wave_lanes: of a vocoder call.
+  fed. lanes: pieces a call, fed together. steps, frames: decode steps and speech frames between two looks from the host. ahead:
+  rows prepared in advance. workers: threads that prepare them. wave_frames, wave_lanes: of a vocoder call.
   """
 
   slots: int = 32
