@@ -195,10 +195,11 @@ class Engine:
     for pool in list(self.thinkers.values()):
       self._think(pool, more)
     for pool in self.talkers.values():
-      while pool.begin():
+      now = self._enough(pool.load, pool.slots)
+      while pool.begin(now, self._thinking()):
         pass
       pool.steps_run = None
-      if self._enough(sum(row is not None for row in pool.rows), pool.slots):
+      if now:
         pool.speak(self.config.frames, bool(pool.waiting))
     heard = self.vocoder is not None and self._enough(self.vocoder.load, self.vocoder.size) and self.vocoder.run()
     return [*self._read(), *self._said(), *(self._heard() if heard else ())]

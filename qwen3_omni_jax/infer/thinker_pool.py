@@ -101,18 +101,13 @@ class ThinkerPool:
 
   # ---- prompts
 
-  @property
-  def together(self) -> int:
-    """Free slots that are worth a call of pieces while other rows decode: a call costs about the same for one lane as for all."""
-    return max(1, min(self.engine.config.lanes, self.slots // 4))
-
   def feed(self, more: bool) -> bool:
     """One call of pieces, after what other rows have already computed was copied. False if there was nothing to feed, or so
     little that it waits for other rows' slots. more: rows are still to come."""
     for row in self.filling:
       self._reuse(row)
     chosen = self._choose()
-    few = len(chosen) < self.engine.config.lanes and self.slots - self.decoding < self.together
+    few = len(chosen) < self.engine.config.lanes and self.slots - self.decoding < self.engine.config.together(self.slots)
     if not chosen or (few and (more or self.waiting)):
       return False
     self.engine.encode(chosen)
@@ -220,7 +215,7 @@ class ThinkerPool:
     """Steps of all slots; dispatched only. refill: rows wait for slots, so stop when there are enough for a call of pieces."""
     self.live = self.decoding
     idle = self.slots - self.live
-    enough = max(idle + 1, self.together) if refill else self.slots
+    enough = max(idle + 1, self.engine.config.together(self.slots)) if refill else self.slots
     engine = self.engine
     limits = Limits(engine.stop, self.limit)
     self.state, self.steps_run = device.decode_slots(

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from qwen3_omni_jax import Omni
-from qwen3_omni_jax.infer import slots
+from qwen3_omni_jax.infer import slots, speech_slots
 from qwen3_omni_jax.infer.batch import Engine
 from qwen3_omni_jax.infer.batch_plan import EngineConfig
 from qwen3_omni_jax.infer.prepare import Row
 from qwen3_omni_jax.infer.sampling import SamplingRows
+from qwen3_omni_jax.infer.talker_inputs import TalkerInputs
+from qwen3_omni_jax.models.talker import OPENING
 from qwen3_omni_jax.models.thinker import thinker_spec
 from qwen3_omni_jax.nn.params import init_params
 
@@ -149,6 +151,41 @@ def test_an_unused_lane_changes_nothing(wide):
     row = of_slot(state, slot)
     assert row['done'] and not any(row[name].any() for name in ('filled', 'count', 'token', 'position', 'seen', 'output'))
   assert not np.delete(state.cache.k, 2, axis=1).any()
+
+
+def test_a_spoken_reply_begins_with_the_same_bits_in_any_lane_and_any_company(omni):
+  """The Talker's prompt in its slot, its text track, and the first code."""
+  cfg, P, U, K = omni.cfg, 4, 32, 2
+  params = omni.params
+
+  def begin(lanes: dict[int, tuple[int, int]]):
+    """lanes: slot and seed of each."""
+    many = np.zeros(P, np.int32)
+    inputs = TalkerInputs(
+      np.broadcast_to(np.arange(U, dtype=np.int32), (P, U)), np.zeros((P, U), bool), many.copy(), many + U,
+      np.zeros((3, P, U + OPENING), np.float32), np.zeros(P, np.float32),
+    )  # fmt: skip
+    talk = speech_slots.Talk(
+      many + SLOTS, np.zeros((P, U + 3), np.int32), np.zeros((P, U + 3, cfg.thinker.text.hidden_size), np.float32), inputs,
+      np.zeros((P, U), np.int32), many.copy(), many.copy(),
+    )  # fmt: skip
+    for lane, (slot, seed) in lanes.items():
+      rng = np.random.default_rng(seed)
+      n, talk.say[lane] = rng.integers(9, U), rng.integers(1, 9)
+      talk.slot[lane], inputs.length[lane], inputs.media[lane, : n // K] = slot, n, True
+      talk.ids[lane], talk.reply[lane] = rng.integers(0, 900, U + 3), rng.integers(0, 900, U)
+      talk.tap[lane], inputs.positions[:, lane] = rng.standard_normal(talk.tap[lane].shape), np.arange(U + OPENING)
+    seeds = [lanes[lane][1] if lane in lanes else 0 for lane in range(P)]
+    state, text = speech_slots.empty_speech(cfg, SLOTS, 64, omni.dtype)
+    state, text = speech_slots.begin_talk(params, cfg, state, text, talk, omni.voice.draws(cfg, seeds), omni.dtype)
+    n, say = state.filled[3], text.count[3]
+    rest = {f.name: getattr(state, f.name)[3] for f in dataclasses.fields(state) if f.name != 'cache'}
+    return {**rest, 'k': state.cache.k[:, 3, :, :n], 'v': state.cache.v[:, 3, :, :n], 'say': say, 'text': text.rows[3, :say]}
+
+  expected = begin({0: (3, 7)})
+  assert expected['filled'] > OPENING and expected['say'] > 0 and expected['k'].any()
+  for lanes in ({2: (3, 7)}, {3: (3, 7), 0: (1, 8)}, {1: (3, 7), 0: (0, 1), 2: (5, 2), 3: (9, 3)}):
+    assert_same_bits(begin(lanes), expected, lanes)
 
 
 def test_prompts_are_fed_in_full_calls_while_rows_wait(omni, monkeypatch):
