@@ -195,10 +195,11 @@ class Engine:
     for pool in list(self.thinkers.values()):
       self._think(pool, more)
     for pool in self.talkers.values():
-      while pool.begin():
+      now = self._enough(pool.load, pool.slots)
+      while pool.begin(now, self._thinking()):
         pass
       pool.steps_run = None
-      if self._enough(sum(row is not None for row in pool.rows), pool.slots):
+      if now:
         pool.speak(self.config.frames, bool(pool.waiting))
     heard = self.vocoder is not None and self._enough(self.vocoder.load, self.vocoder.size) and self.vocoder.run()
     return [*self._read(), *self._said(), *(self._heard() if heard else ())]
@@ -215,11 +216,11 @@ class Engine:
     if pool.waiting:
       self.stats.occupied += occupied
       self.stats.occupied_of += pool.slots
-    fed = pool.feed()
+    while pool.feed(more):  # a step costs the same for one row as for all: first every slot that can be is set going
+      pass
     pool.steps_run = None
     if pool.decoding:
-      # While prompts wait to be fed, few steps at a time: neither side stalls the other.
-      pool.decode(4 if fed and pool.filling else self.config.steps, bool(pool.waiting) or more)
+      pool.decode(self.config.steps, bool(pool.waiting) or more)
 
   def _read(self) -> Iterator[Result]:
     """Results of rows whose text has ended; those to be spoken go on to the Talker."""

@@ -17,6 +17,7 @@ from .slots import empty_slots
 from .speech_slots import empty_speech
 
 PROMPT_CLASSES = (32, 128, 512, 2048, 8192, 32768)  # sizes to which Talker prompts and replies are padded
+TALK_TOKENS = 16384  # most of a call of Talker prompts, padding included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,8 @@ class EngineConfig:
   speech_slots: likewise of the Talker; None: as many. lengths: tokens (and for the Talker frames) a slot may hold; a row begins
   in the least that holds its prompt and `room` tokens of its reply (or all, of a lower limit), and moves on to the next when it
   is full: a limit of thousands of tokens costs nothing until they are written. pieces: (small, large) sizes in which prompts are
-  fed. lanes: pieces a call. steps, frames: decode steps and speech frames between two looks from the host. ahead: rows prepared
-  in advance. workers: threads that prepare them. wave_frames, wave_lanes: of a vocoder call.
+  fed. lanes: pieces a call, fed together. steps, frames: decode steps and speech frames between two looks from the host. ahead:
+  rows prepared in advance. workers: threads that prepare them. wave_frames, wave_lanes: of a vocoder call.
   """
 
   slots: int = 32
@@ -62,6 +63,15 @@ class EngineConfig:
   def slots_of(self, length: int, *, speech: bool = False) -> int:
     slots = self.speech_slots or self.slots if speech else self.slots
     return max(1, slots // max(1, length // 2048))
+
+  def together(self, slots: int) -> int:
+    """Free slots, of so many, that are worth a call of prompts while other rows go on: it costs about the same for one as for
+    all."""
+    return max(1, min(self.lanes, slots // 4))
+
+  def talk_lanes(self, size: int) -> int:
+    """Talker prompts a call, of that padded size: fewer of long ones, so that memory stays the same."""
+    return max(1, min(self.lanes, TALK_TOKENS // size))
 
   def halved(self) -> 'EngineConfig':
     speech = None if self.speech_slots is None else max(1, self.speech_slots // 2)

@@ -1,6 +1,6 @@
 """Encoders over windows and frames of many requests: whatever has one shape shares a call, whoever asked for it.
 
-Lanes are encoded one after another on arrays of their own, like prompts in `slots`: exact, and unused lanes cost nothing.
+Lanes are encoded one after another on arrays of their own: exact, and unused lanes cost nothing.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Scores in bulk: log-probabilities of given answers, and the most probable tokens at each place, for evaluation, filtering and
 distillation.
 
-Rows of one padded length share a call; lanes run one after another (see `slots`), so a score does not depend on its neighbours.
+Rows of one padded length share a call; lanes run one after another, so a score does not depend on its neighbours.
 """
 
 import concurrent.futures

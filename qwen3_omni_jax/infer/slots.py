@@ -1,9 +1,10 @@
 """Slots of the Thinker: prompts are fed piece by piece into rows of a running State while other rows decode.
 
 A slot is a row of `decode.State`. Free and filling slots are `done`, so a decode step leaves them alone. Prompts come in pieces
-of a few fixed sizes; the last piece samples the first token and sets the slot going. **Lanes are run one after another**, each on
-arrays of its own row alone, so that what a row computes cannot depend on what runs beside it, not even by rounding; unused
-lanes cost nothing. Decode steps run all slots together: their arrays always have the same shape, whatever is in the slots.
+of a few fixed sizes; the last piece samples the first token and sets the slot going. All lanes of a call are fed together, as
+decode steps run all slots together: the weights are read once. Arrays always have the same shape, whatever is in the lanes and
+slots, and no sum goes over rows, so what a row computes is the same bits beside any others (how the experts see to it on CPU:
+nn/expert_loop.py). An unused lane takes no experts and writes nowhere, but costs as much as a used one otherwise.
 """
 
 import functools
@@ -60,52 +61,47 @@ def feed_pieces(
 ) -> tuple[State, Float[Array, 'P C D'] | None]:  # fmt: skip
   """The pieces into their slots; and the tapped states of their tokens, for the Talker. params: the Thinker's.
 
-  Slots whose prompt ends get their first token. sampling: of the lanes, stop: padded with -1.
+  Slots whose prompt ends get their first token. Several lanes may hold pieces of one prompt, in any order. sampling: of the
+  lanes, stop: padded with -1.
   """
-  slots, C = state.done.shape[0], piece.ids.shape[1]
-
-  def one_lane(state: State, lane):
-    piece, sampling = lane
-
-    def run(state: State):
-      slot, start = piece.slot, piece.start
-      row = jax.tree.map(lambda c: jax.lax.dynamic_slice_in_dim(c, slot, 1, axis=1), state.cache)
-      index = None if piece.media is None else jnp.where(piece.media, jnp.arange(C, dtype=jnp.int32), -1)[None]
-      features = Features()
-      if piece.features is not None:
-        features = Features(visual=piece.features[0], deepstack=piece.features[1:])
-      tokens = ThinkerTokens(piece.ids[None], piece.positions[:, None], piece.segment[None], visual_index=index)
-      out, row = thinker_extend(params, cfg, tokens, features, start[None], row, tap_layer=tap_layer, dtype=dtype)
-      length = piece.segment.sum()
-      assert state.seen is not None  # the slots of a batch always count them: penalties come and go with rows
-      seen = jnp.where(start == 0, False, state.seen[slot])
-      seen = seen.at[jnp.where(piece.segment != 0, piece.ids, seen.shape[0])].set(True, mode='drop')
-      state = _put_window(state, slot, start, _window(row, 0, start, C), seen, start + length)
-
-      def begin(state: State):
-        scores = logits(params, jax.lax.dynamic_slice_in_dim(out.hidden[0], length - 1, 1))
-        rows = jax.tree.map(lambda a: a[None], sampling)
-        scores = penalise(scores, seen[None], rows.repetition_penalty)
-        token = sample(scores, rows, jnp.zeros(1, jnp.int32))[0]
-        return state.replace(
-          position=state.position.at[slot].set(piece.next_position),
-          token=state.token.at[slot].set(token),
-          done=state.done.at[slot].set((token == stop).any() | (piece.limit <= 1)),
-          output=state.output.at[slot, 0].set(token),
-          count=state.count.at[slot].set(1),
-          seen=state.seen.at[slot, token].set(True) if state.seen is not None else None,
-        )
-
-      return jax.lax.cond(piece.last, begin, lambda state: state, state), None if out.tap is None else out.tap[0]
-
-    nothing = None if tap_layer is None else jnp.zeros((C, cfg.text.hidden_size), dtype)
-    return jax.lax.cond(piece.slot < slots, run, lambda state: (state, nothing), state)
-
-  lanes = piece.replace(
-    positions=jnp.moveaxis(piece.positions, 1, 0),
-    features=None if piece.features is None else jnp.moveaxis(piece.features, 1, 0),
+  slots, P, C = state.done.shape[0], *piece.ids.shape
+  vocab = cfg.text.vocab_size
+  nowhere = slots + jnp.arange(P, dtype=jnp.int32)  # no two alike, so that every index is written once
+  slot = jnp.where(piece.slot < slots, piece.slot, nowhere)
+  index, features = None, Features()
+  if piece.media is not None and piece.features is not None:
+    index = jnp.where(piece.media, jnp.arange(P * C, dtype=jnp.int32).reshape(P, C), -1)
+    together = piece.features.reshape(-1, P * C, piece.features.shape[-1])
+    features = Features(visual=together[0], deepstack=together[1:])
+  tokens = ThinkerTokens(piece.ids, piece.positions, piece.segment, visual_index=index)
+  out, cache = thinker_extend(
+    params, cfg, tokens, features, piece.start, state.cache, rows=slot, tap_layer=tap_layer, dtype=dtype
   )
-  return jax.lax.scan(one_lane, state, (lanes, sampling))
+  length = (piece.segment != 0).sum(axis=1, dtype=jnp.int32)
+  begins, ends = (jnp.where(mask, slot, nowhere) for mask in (piece.start == 0, piece.last))
+  assert state.seen is not None  # the slots of a batch always count them: penalties come and go with rows
+  ids = jnp.where(piece.segment != 0, piece.ids, vocab)
+  seen = state.seen.at[begins].set(False, mode='drop').at[slot[:, None], ids].set(True, mode='drop')
+
+  def first_tokens():
+    last = jnp.take_along_axis(out.hidden, jnp.maximum(length - 1, 0)[:, None, None], axis=1)[:, 0]
+    scores = penalise(logits(params, last), seen.at[ends].get(mode='clip'), sampling.repetition_penalty)
+    return sample(scores, sampling, jnp.zeros(P, jnp.int32))
+
+  token = jax.lax.cond(piece.last.any(), first_tokens, lambda: jnp.zeros(P, jnp.int32))
+  over = (token[:, None] == stop).any(axis=1) | (piece.limit <= 1)
+  put = lambda old, where, new: old.at[where].set(new, mode='drop')
+  state = state.replace(
+    cache=cache,
+    filled=put(state.filled, begins, 0).at[slot].max(piece.start + length, mode='drop'),
+    position=put(state.position, ends, piece.next_position),
+    token=put(state.token, ends, token),
+    done=put(put(state.done, slot, True), ends, over),
+    output=state.output.at[ends, 0].set(token, mode='drop'),
+    count=put(put(state.count, slot, 0), ends, 1),
+    seen=seen.at[ends, token].set(True, mode='drop'),
+  )
+  return state, out.tap
 
 
 def _window(cache: KVCache, row, start, size: int) -> KVCache:
@@ -162,15 +158,13 @@ def move_slot(smaller: State, larger: State, slot: Int[Array, ''], to: Int[Array
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state',))
 def decode_slots(
   params: Params, cfg: ThinkerConfig, state: State, sampling: SamplingRows, limits: Limits, steps: Int[Array, ''],
-  refill: Bool[Array, ''], dtype,
+  enough: Int[Array, ''], dtype,
 ) -> tuple[State, Int[Array, '']]:  # fmt: skip
-  """Up to `steps` steps of all slots; and how many were run. refill: stop as soon as a row ends, others wait for its slot."""
-  before = state.done.sum()
+  """Up to `steps` steps of all slots; and how many were run. enough: slots without a live row at which it stops."""
 
   def more(carry):
     i, state = carry
-    ended = state.done.sum()
-    return (i < steps) & (ended < state.done.shape[0]) & ~(refill & (ended > before))
+    return (i < steps) & (state.done.sum() < jnp.minimum(enough, state.done.shape[0]))
 
   def body(carry):
     i, state = carry

@@ -1,6 +1,7 @@
 """Slots of the Talker, and lanes of the vocoder: spoken replies begin in free rows of a running SpeechState.
 
-As in `slots`: prompts begin lane by lane, each on arrays of its own; frames run all slots together in arrays of one shape.
+As in `slots`: the lanes of a call of prompts run together in arrays of one shape, and so do all slots in frames. The vocoder's
+lanes run one after another, each on arrays of its own.
 """
 
 import functools
@@ -72,49 +73,37 @@ def begin_talk(
   params: Params, cfg: OmniConfig, state: SpeechState, text: TextTrack, talk: Talk, draws: Draws, dtype
 ) -> tuple[SpeechState, TextTrack]:
   """Talker prompts into their slots, and the first code 0 of each. draws: of the lanes."""
-  slots, length = state.codes.shape[:2]
-
-  def one_lane(carry, lane):
-    talk, draws = jax.tree.map(lambda a: a[None], lane)
-
-    def run(carry):
-      state, text = carry
-      inputs = talk.inputs.replace(positions=jnp.moveaxis(talk.inputs.positions, 0, 1))
-      track = whole_text(params, cfg, talk.reply, talk.say, dtype)
-      new = begin_speech(
-        params, cfg, talk.ids, talk.tap, inputs, track, talk.speaker, draws, jnp.ones(1, bool), slots=length, frames=length
-      )
-      slot, put = talk.slot[0], jax.lax.dynamic_update_slice_in_dim
-      cache = jax.tree.map(lambda c, n: put(c, n.astype(c.dtype), slot, axis=1), state.cache, new.cache)
-      rest = jax.tree.map(
-        lambda a, n: put(a, n.astype(a.dtype), slot, axis=0), state.replace(cache=None), new.replace(cache=None)
-      )
-      rows = put(text.rows, jnp.pad(track.rows, [(0, 0), (0, length - track.rows.shape[1]), (0, 0)]), slot, axis=0)
-      text = TextTrack(rows, text.count.at[slot].set(track.count[0]), track.bos, track.eos, track.pad)
-      return rest.replace(cache=cache), text
-
-    return jax.lax.cond(talk.slot[0] < slots, run, lambda carry: carry, carry), None
-
-  lanes = talk.replace(inputs=talk.inputs.replace(positions=jnp.moveaxis(talk.inputs.positions, 1, 0)))
-  return jax.lax.scan(one_lane, (state, text), (lanes, draws))[0]
+  slots, P = state.reason.shape[0], talk.slot.shape[0]
+  used = talk.slot < slots
+  slot = jnp.where(used, talk.slot, slots + jnp.arange(P, dtype=jnp.int32))  # an unused lane is put nowhere
+  track = whole_text(params, cfg, talk.reply, talk.say, dtype)
+  tokens = talk.inputs.positions.shape[2]
+  new = begin_speech(
+    params, cfg, talk.ids, talk.tap, talk.inputs, track, talk.speaker, draws, used, slots=tokens, frames=1
+  )
+  put = lambda old, new: old.at[slot].set(new.astype(old.dtype), mode='drop')
+  # what a slot held past the new prompt, and its codes past the frames of now, nobody reads
+  cache = jax.tree.map(lambda c, n: c.at[:, slot, :, :tokens].set(n.astype(c.dtype), mode='drop'), state.cache, new.cache)
+  rest = jax.tree.map(put, state.replace(cache=None, codes=None), new.replace(cache=None, codes=None))
+  rows = text.rows.at[slot, : talk.reply.shape[1]].set(track.rows.astype(text.rows.dtype), mode='drop')
+  text = TextTrack(rows, put(text.count, track.count), track.bos, track.eos, track.pad)
+  return rest.replace(cache=cache, codes=state.codes), text
 
 
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg',), donate_argnames=('state',))
 def speak_slots(
   params: Params, cfg: OmniConfig, predictor: Predictor, state: SpeechState, text: TextTrack, draws: Draws,
-  limits: SpeechLimits, steps: Int[Array, ''], refill: Bool[Array, ''],
+  limits: SpeechLimits, steps: Int[Array, ''], enough: Int[Array, ''],
 ) -> tuple[SpeechState, Int[Array, '']]:  # fmt: skip
-  """Up to `steps` frames of all slots; and how many were run. refill: stop as soon as a row ends."""
+  """Up to `steps` frames of all slots; and how many were run. enough: slots without a running row at which it stops."""
   all_there = jnp.ones(state.reason.shape[0], bool)
   guard = lambda state: state.replace(reason=why_ended(state, text, all_there, limits))
   state = guard(state)
-  before = (state.reason != RUNNING).sum()
 
   def more(carry):
     i, state = carry
-    ended = (state.reason != RUNNING).sum()
-    return (i < steps) & (ended < state.reason.shape[0]) & ~(refill & (ended > before))
+    return (i < steps) & ((state.reason != RUNNING).sum() < jnp.minimum(enough, state.reason.shape[0]))
 
   def body(carry):
     i, state = carry

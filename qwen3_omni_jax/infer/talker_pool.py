@@ -71,13 +71,27 @@ class TalkerPool:
   def busy(self) -> bool:
     return bool(self.waiting) or any(self.rows)
 
-  def begin(self) -> bool:
-    """One call of Talker prompts of one size into free slots. False if there is none to begin."""
-    free = [slot for slot, row in enumerate(self.rows) if row is None][: self.engine.config.lanes]
+  @property
+  def running(self) -> int:
+    return sum(1 for row in self.rows if row is not None)
+
+  @property
+  def load(self) -> int:
+    """Slots that are taken, or would be at once."""
+    return min(self.slots, self.running + len(self.waiting))
+
+  def begin(self, now: bool, more: bool) -> bool:
+    """One call of Talker prompts of one size into free slots. False if there is none to begin, or so few that they wait for
+    others. now: frames are to be run next. more: rows are still to come."""
+    free = [slot for slot, row in enumerate(self.rows) if row is None]
     if not free or not self.waiting:
       return False
-    size = self.waiting[0].prompt_class
-    chosen = [row for row in self.waiting if row.prompt_class == size][: len(free)]
+    config, size = self.engine.config, self.waiting[0].prompt_class
+    lanes = config.talk_lanes(size)
+    chosen = [row for row in self.waiting if row.prompt_class == size][: min(lanes, len(free))]
+    few = not now or (len(free) < config.together(self.slots) and (more or len(self.waiting) > len(chosen)))
+    if few and len(chosen) < lanes:
+      return False
     for row, slot in zip(chosen, free, strict=False):
       self.waiting.remove(row)
       row.slot, self.rows[slot] = slot, row
@@ -86,7 +100,7 @@ class TalkerPool:
     return True
 
   def _run(self, chosen: list[Talking], U: int) -> None:
-    engine, P = self.engine, self.engine.config.lanes
+    engine, P = self.engine, self.engine.config.talk_lanes(U)
     cfg, dtype = engine.omni.cfg, engine.omni.dtype
     inputs = TalkerInputs(
       index=np.broadcast_to(np.arange(U, dtype=np.int32), (P, U)), media=np.zeros((P, U), bool),
@@ -118,13 +132,14 @@ class TalkerPool:
     self.state, self.text = device.begin_talk(engine.omni.params, cfg, self.state, self.text, talk, draws, dtype)
 
   def speak(self, steps: int, refill: bool) -> None:
-    """Frames of all slots; dispatched only."""
+    """Frames of all slots; dispatched only. refill: rows wait for slots, so stop when there are enough for a call of prompts."""
     omni, voice = self.engine.omni, self.engine.voice
-    self.live = sum(1 for row in self.rows if row is not None)
+    self.live = self.running
+    enough = max(self.slots - self.live + 1, self.engine.config.together(self.slots)) if refill else self.slots
     limits: SpeechLimits = voice.limits(self.frames)
     self.state, self.steps_run = device.speak_slots(
       omni.params, omni.cfg, omni.predictor, self.state, self.text, voice.draws(omni.cfg, self.seeds), limits, np.int32(steps),
-      np.bool_(refill),
+      np.int32(enough),
     )  # fmt: skip
 
   def harvest(self) -> list[Talking]:

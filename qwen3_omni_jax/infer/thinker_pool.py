@@ -101,12 +101,14 @@ class ThinkerPool:
 
   # ---- prompts
 
-  def feed(self) -> bool:
-    """One call of pieces, after what other rows have already computed was copied. False if there was nothing to feed."""
+  def feed(self, more: bool) -> bool:
+    """One call of pieces, after what other rows have already computed was copied. False if there was nothing to feed, or so
+    little that it waits for other rows' slots. more: rows are still to come."""
     for row in self.filling:
       self._reuse(row)
     chosen = self._choose()
-    if not chosen:
+    few = len(chosen) < self.engine.config.lanes and self.slots - self.decoding < self.engine.config.together(self.slots)
+    if not chosen or (few and (more or self.waiting)):
       return False
     self.engine.encode(chosen)
     self._run(chosen)
@@ -210,13 +212,15 @@ class ThinkerPool:
     )
 
   def decode(self, steps: int, refill: bool) -> None:
-    """Steps of all slots; dispatched only."""
+    """Steps of all slots; dispatched only. refill: rows wait for slots, so stop when there are enough for a call of pieces."""
     self.live = self.decoding
+    idle = self.slots - self.live
+    enough = max(idle + 1, self.engine.config.together(self.slots)) if refill else self.slots
     engine = self.engine
     limits = Limits(engine.stop, self.limit)
     self.state, self.steps_run = device.decode_slots(
       engine.omni.params['thinker'], engine.omni.cfg.thinker, self.state, self._sampling(), limits, np.int32(steps),
-      np.bool_(refill), engine.omni.dtype,
+      np.int32(enough), engine.omni.dtype,
     )  # fmt: skip
 
   def harvest(self) -> tuple[list[tuple[Active, list[int]]], list[Active]]:

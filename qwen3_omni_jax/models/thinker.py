@@ -138,13 +138,15 @@ def thinker_extend(
   filled: Int[Array, ' B'],
   cache: KVCache,
   *,
+  rows: Int[Array, ' B'] | None = None,
   tap_layer: int | None = None,
   dtype=jnp.float32,
 ) -> tuple[ThinkerOut, KVCache]:
-  """More tokens after the `filled` cache slots of each row: a decode step (T = 1), a chunk of a prompt, a next turn."""
+  """More tokens after the `filled` cache slots of each row: a decode step (T = 1), a chunk of a prompt, a next turn. rows: of the
+  cache, if they are not all in order (see nn.decoder.extend)."""
   embeds, deepstack = embed_inputs(params, tokens, features, dtype)
   x, cache, tap = extend(
-    params['layers'], cfg.text, embeds, tokens.positions, filled, cache, deepstack, tap_layer, tokens.segment
+    params['layers'], cfg.text, embeds, tokens.positions, filled, cache, deepstack, tap_layer, tokens.segment, rows
   )
   return ThinkerOut(rms_norm(x, params['norm'], cfg.text.rms_norm_eps), embeds, tap), cache
 

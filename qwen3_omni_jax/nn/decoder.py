@@ -176,30 +176,37 @@ def extend(
   deepstack: Deepstack | None = None,
   tap_layer: int | None = None,
   segment: Int[Array, 'B T'] | None = None,
+  rows: Int[Array, ' B'] | None = None,
 ) -> tuple[Float[Array, 'B T D'], KVCache, Float[Array, 'B T D'] | None]:
   """Adds T tokens to each row after its `filled` slots; T = 1 is a decode step.
 
   segment: 0 marks padding among the T new tokens (at their end), which takes no experts; default all valid. Padding is written
   past the row's end, where the next call overwrites it, so filled + T must not exceed the cache's slots.
+  rows: of the cache, each the place of one row of x; default: all in order. What is beyond the last one is written nowhere. Rows
+  of x may share one if their tokens do not overlap: in every layer all keys are written before any query reads, so a later piece
+  of a sequence sees the earlier one that is fed beside it.
   """
   B, T = x.shape[:2]
   slots = jnp.arange(cache.slots)
+  held = jnp.arange(B) if rows is None else rows
   index = filled[:, None] + jnp.arange(T)
   valid = T if segment is None else (segment != 0).sum(axis=1)
   live = None if segment is None else segment != 0
   segment = jnp.ones((B, T), jnp.int32) if segment is None else segment
   k_segment = (slots < (filled + valid)[:, None]).astype(jnp.int32)
   k_index = jnp.broadcast_to(slots, (B, cache.slots))
-  rows = jnp.arange(B)[:, None]
+
+  def of_layer(c, layer):
+    read = jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) if rows is None else c.at[layer, rows].get(mode='clip')
+    return jnp.einsum('BKSH->BSKH', read)
 
   def attend(layer, cache, q, k, v):
-    put = lambda c, new: c.at[layer, rows, :, index].set(new.astype(c.dtype), mode='drop', unique_indices=True)
+    put = lambda c, new: c.at[layer, held[:, None], :, index].set(new.astype(c.dtype), mode='drop', unique_indices=True)
     cache = KVCache(put(cache.k, k), put(cache.v, v))
-    if reads_cache_in_place(cache):
-      return cached_attention(q, cache, layer, filled, jnp.broadcast_to(valid, B)), cache
-    of_layer = lambda c: jnp.einsum('BKSH->BSKH', jax.lax.dynamic_index_in_dim(c, layer, keepdims=False))
+    if reads_cache_in_place(cache, in_order=rows is None):
+      return cached_attention(q, cache, layer, filled, jnp.broadcast_to(valid, B), rows), cache
     out = attention(
-      q, of_layer(cache.k).astype(q.dtype), of_layer(cache.v).astype(q.dtype),
+      q, of_layer(cache.k, layer).astype(q.dtype), of_layer(cache.v, layer).astype(q.dtype),
       q_segment=segment, k_segment=k_segment, q_index=index, k_index=k_index, causal=True,
     )  # fmt: skip
     return out, cache

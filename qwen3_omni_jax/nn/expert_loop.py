@@ -3,6 +3,9 @@
 XLA on CPU copies a slice of an array before it multiplies with it. Here the weights of one expert are copied at a time, once, and
 are in cache when they are needed; a copy of all experts of a layer would cross the memory three times. Experts without rows are
 passed over. The rows of an expert lie together: a first tile takes as many as most experts have, smaller ones the rest.
+
+XLA may sum a row's products in another order where a matmul has another number of rows; where in it the row lies does not
+matter. So without gradients all tiles have one size: what comes of a row is the same bits whatever other rows its expert has.
 """
 
 import functools
@@ -33,7 +36,8 @@ def tile_sizes(rows: int, mean: float) -> tuple[int, int]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loop(tiles: tuple[int, int], rows: Float[Array, 'M D'], experts: Experts, sizes: Int[Array, ' E']):
-  return _forward(tiles, rows, experts, sizes, 1)[0]
+  size = max(min(tiles[0], 8), tiles[0] // 16 * 8)
+  return _forward((size, size), rows, experts, sizes, 1)[0]
 
 
 def _loop_forward(tiles, rows, experts, sizes):

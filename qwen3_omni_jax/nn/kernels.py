@@ -23,7 +23,7 @@ import os
 
 import jax.numpy as jnp
 
-from ..sharding import platform
+from ..sharding import current_mesh, platform
 
 ATTENTION = ('dense', 'blockwise', 'splash', 'cudnn', 'triton')
 EXPERTS = ('blocked', 'looped', 'ragged', 'triton', 'megablox', 'tokamax')
@@ -70,11 +70,14 @@ def _attends(kernel: str, q, k, plain_mask: bool, causal: bool, cuts: int) -> bo
   return kernel in ('dense', 'blockwise')  # triton is for a filled cache, see reads_cache_in_place
 
 
-def reads_cache_in_place(cache) -> bool:
-  """Whether new tokens attend to a filled cache by nn/cached_attention.py, instead of to a copy of its layer by `attention`."""
+def reads_cache_in_place(cache, *, in_order: bool = True) -> bool:
+  """Whether new tokens attend to a filled cache by nn/cached_attention.py, instead of to a copy of its layer by `attention`.
+
+  in_order: row i of them is row i of the cache; on a mesh other rows may lie elsewhere.
+  """
   H = cache.k.shape[-1]
   wanted = overrides().get('attention', 'triton' if platform() == 'gpu' else None)
-  return wanted == 'triton' and H >= 16 and H & (H - 1) == 0
+  return wanted == 'triton' and (in_order or current_mesh() is None) and H >= 16 and H & (H - 1) == 0
 
 
 def experts_kernel(D: int, F: int) -> str:

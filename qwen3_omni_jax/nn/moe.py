@@ -104,8 +104,9 @@ def moe(
     y, lost = FORMS[form](x.reshape(-1, x.shape[-1]), flat, experts).reshape(x.shape), jnp.int32(0)
   routing = routing.replace(lost=lost)
   if 'shared' in p:
-    gate = jax.nn.sigmoid(jnp.einsum('...D,D->...', x, p['shared_gate'].astype(x.dtype)))
-    y = y + gate[..., None] * swiglu(x, p['shared'])
+    # Not a matmul: XLA on CPU sums the last rows of a matrix times a vector in another order than those before.
+    gate = (x.astype(jnp.float32) * p['shared_gate'].astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    y = y + jax.nn.sigmoid(gate).astype(x.dtype) * swiglu(x, p['shared'])
   return y, routing
 
 

@@ -53,6 +53,16 @@ def test_attention_to_a_cache_on_a_mesh_equals_that_of_one_device(shape):
     np.testing.assert_allclose(run(), expected, atol=1e-6)
 
 
+def test_rows_of_the_cache_in_another_order():
+  """Two pieces of one sequence beside each other, and a row that is nowhere."""
+  q, cache, _, _ = cached(3, 130, 4, 2, (0, 0, 0), (0, 0, 0))
+  rows, filled, new = jnp.array([2, 2, 3]), jnp.array([10, 13, 0], jnp.int32), jnp.array([3, 3, 0], jnp.int32)
+  got = cached_attention.cached_attention(q, cache, jnp.int32(1), filled, new, rows)
+  picked = jax.tree.map(lambda c: c[:, jnp.array([2, 2, 0])], cache)
+  np.testing.assert_array_equal(got, cached_attention.cached_attention(q, picked, jnp.int32(1), filled, new))
+  np.testing.assert_array_equal(got[2], 0)
+
+
 def test_what_lies_past_a_row_is_not_read():
   q, cache, filled, new = cached(1, 130, 4, 2, (5, 64), (1, 1))
   past = jnp.arange(130) > filled[:, None]
