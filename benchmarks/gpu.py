@@ -138,7 +138,7 @@ def layers() -> None:
   params = cheap_params(moe_spec(D, F, E), jnp.bfloat16)
   for tokens in (1, 8, 64, 2048, 8192):
     x = jax.random.normal(jax.random.key(1), (1, tokens, D), jnp.bfloat16)
-    forms = ['gathered', 'dense'] * (tokens <= 64) + ['ragged'] * (tokens <= 2048) + ['blocked', 'triton']
+    forms = ['gathered', 'dense'] * (tokens <= 64) + ['ragged'] * (tokens <= 2048) + ['triton']
     for form in forms:
       run = jax.jit(lambda x, p, form=form: moe(x, p, Experts.of_layer(p['experts']), A, True, form=form)[0])
       flops = 6 * tokens * A * D * F

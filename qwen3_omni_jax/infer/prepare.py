@@ -99,10 +99,9 @@ class Prepared:
   number: int = -1  # given by the engine
 
   def length(self, room: int) -> int:
-    """Tokens the row's first slot needs: the prompt as padded, or the prompt and `room` tokens of its reply, or all of a shorter
-    limit."""
-    last = self.pieces[-1]
-    return max(last.start + last.size, len(self.inputs.ids) + min(room, self.max_new_tokens))
+    """Tokens the row's first slot needs: the prompt and `room` tokens of its reply, or all of a shorter limit. The last piece's
+    padding needs none."""
+    return len(self.inputs.ids) + min(room, self.max_new_tokens)
 
 
 def row_seed(id: str) -> int:

@@ -14,7 +14,7 @@ from ..shapes import Array, Bool, Float, Int
 from ..sharding import batch_axes, current_mesh, item_axes, length_axis
 from .attention_kernels import cudnn_attention, cudnn_causal, splash_attention, splash_kernel, splash_specs
 from .blockwise import blockwise
-from .kernels import attention_kernel
+from .kernels import CUDNN_SCORES, attention_kernel
 
 QUERY_BLOCK = 128  # queries the dense form takes at once, so that their scores stay in cache (two to three times faster on CPU)
 
@@ -65,11 +65,12 @@ def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window:
   if backend == 'splash':
     return splash_attention(kernel, q, k, v, query[0], key[0])
   groups = lambda q: q.reshape(B, T, K, N // K, H)
+  masked = lambda q, k, v: cudnn_attention(q, k, v, sees(query, key))
   in_blocks = lambda q, k, v: blockwise(sees, groups(q), k, v, query, key).reshape(B, T, N, H)
   if backend == 'cudnn' and aligned and window is None and T == k.shape[1]:
-    return cudnn_causal(q, k, v, query[0], in_blocks)
+    return cudnn_causal(q, k, v, query[0], masked if T * T <= CUDNN_SCORES else in_blocks)
   if backend == 'cudnn':
-    return cudnn_attention(q, k, v, sees(query, key))
+    return masked(q, k, v)
   if backend == 'dense':
     return _dense(groups(q), k, v, query, key, sees, aligned).reshape(B, T, N, H)
   return in_blocks(q, k, v)

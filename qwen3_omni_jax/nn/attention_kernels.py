@@ -77,11 +77,11 @@ SEGMENTS = 64  # of a row, that cuDNN keeps apart by where they start
 def cudnn_causal(q, k, v, segment: Int[Array, 'B T'], otherwise: Callable) -> Float[Array, 'B T N H']:
   """The same where nothing but segments and causality, by place, is masked: without a mask to read it takes a third of the time.
 
-  otherwise(q, k, v): for rows of more than SEGMENTS segments, or whose numbers do not ascend.
+  otherwise(q, k, v): for rows of more than SEGMENTS segments, or whose numbers do not ascend, and for GPUs before Hopper.
   """
-  ways = [functools.partial(_cudnn(), is_causal=True), functools.partial(_packed, segment=segment), otherwise]
-  if platform() != 'gpu':
-    ways[1] = otherwise  # XLA has no form of it
+  ways = [functools.partial(_cudnn(), is_causal=True), otherwise, otherwise]
+  if platform() == 'gpu' and int(getattr(jax.local_devices()[0], 'compute_capability', '0').split('.')[0]) >= 9:
+    ways[1] = functools.partial(_packed, segment=segment)
   count = _segment_starts(segment).sum(axis=1).max()
   ascends = ((segment == 0) | (segment >= jax.lax.cummax(segment, axis=1))).all()
   padding_last = ((segment == 0) | (jnp.cumsum(segment == 0, axis=1) == 0)).all()

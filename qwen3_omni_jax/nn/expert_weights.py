@@ -37,19 +37,14 @@ class Experts:
     at = self.place(expert)
     return self._each(lambda w: read(w, at))
 
-  def chosen(self, experts: Int[Array, ' P']) -> Params:
-    """The parameters of some experts, one after another ('P D F' arrays)."""
-    at = self.place(experts)
-    return self._each(lambda w: read(w, at))
-
   def all(self) -> Params:
     """The parameters of every expert of the layer ('E D F' arrays)."""
     if self.layer is None:
       return self._each(lambda w: w)
     return self._each(lambda w: jax.lax.dynamic_index_in_dim(w, self.layer, keepdims=False))
 
-  def place(self, expert: Int[Array, '*P']) -> tuple[Array, ...]:
-    """Where an expert, or some, lie in each array."""
+  def place(self, expert: Int[Array, '']) -> tuple[Array, ...]:
+    """Where an expert lies in each array."""
     return (expert,) if self.layer is None else (self.layer, expert)
 
   def _each(self, pick) -> Params:
@@ -57,24 +52,15 @@ class Experts:
 
 
 def read(w: Array, at: tuple[Array, ...]) -> Array:
-  """w[at]: one expert's matrix, or those of some."""
-  if at[-1].size > 1:
-    return w[at]
+  """w[at]: one expert's matrix."""
   one = jax.lax.dynamic_slice(w, _start(w, at), (*(1,) * len(at), *w.shape[len(at) :]))
-  return one.reshape(*at[-1].shape, *w.shape[len(at) :])
+  return one.reshape(w.shape[len(at) :])
 
 
 def write(w: Array, at: tuple[Array, ...], new: Array) -> Array:
   """w with w[at], one expert's matrix, replaced."""
   start, new = _start(w, at), new.astype(w.dtype)
   return jax.lax.dynamic_update_slice(w, new.reshape(*(1,) * len(at), *w.shape[len(at) :]), start)
-
-
-def add(w: Array, at: tuple[Array, ...], change: Array) -> Array:
-  """w with `change` added to w[at]; what is named twice gets both."""
-  if at[-1].size > 1:
-    return w.at[at].add(change.astype(w.dtype))
-  return write(w, at, read(w, at) + change.astype(w.dtype))
 
 
 def _start(w: Array, at: tuple[Array, ...]) -> tuple[Array | int, ...]:

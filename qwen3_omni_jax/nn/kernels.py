@@ -6,7 +6,6 @@
                cudnn      jax.nn.dot_product_attention and what is below it        GPU; bfloat16, float16
                triton     nn/cached_attention.py                                   GPU; new tokens to a filled cache
     experts    looped     plain JAX, see nn/expert_loop.py                         anywhere; the default on CPU
-               blocked    plain JAX, see nn/experts.py                             anywhere
                triton     nn/grouped_matmul.py                                     GPU; the default there
                ragged     jax.lax.ragged_dot                                       anywhere (on GPU 30 times slower than triton)
                megablox   jax's Pallas kernel                                      TPU; widths that 128 divides, else ragged
@@ -26,12 +25,12 @@ import jax.numpy as jnp
 from ..sharding import current_mesh, platform
 
 ATTENTION = ('dense', 'blockwise', 'splash', 'cudnn', 'triton')
-EXPERTS = ('blocked', 'looped', 'ragged', 'triton', 'megablox', 'tokamax')
+EXPERTS = ('looped', 'ragged', 'triton', 'megablox', 'tokamax')
 VARIABLE = 'QWEN3_OMNI_KERNELS'
 
 # Above this many scores per head no kernel that builds a [T, S] matrix, of scores or as a mask, is used.
 DENSE_SCORES = 2048 * 2048
-_CUDNN_SCORES = 16384 * 16384  # its mask takes two bytes a score
+CUDNN_SCORES = 16384 * 16384  # its mask takes two bytes a score
 _SPLASH_SCORES = 256 * 256  # below, padding to blocks of 128 costs more than the kernel saves
 
 
@@ -66,7 +65,7 @@ def _attends(kernel: str, q, k, plain_mask: bool, causal: bool, cuts: int) -> bo
   if kernel == 'cudnn':  # see jax's check_is_flash_attention; training with a bias needs even lengths
     narrow = q.dtype in (jnp.bfloat16, jnp.float16) or platform() == 'cpu'  # where XLA's form stands in for it, in tests
     maskless = plain_mask and causal and T == S and cuts == 1
-    return narrow and H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0 and (maskless or T * S <= _CUDNN_SCORES)
+    return narrow and H % 8 == 0 and H <= 128 and T % 2 == S % 2 == 0 and (maskless or T * S <= CUDNN_SCORES)
   return kernel in ('dense', 'blockwise')  # triton is for a filled cache, see reads_cache_in_place
 
 

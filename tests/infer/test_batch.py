@@ -122,6 +122,15 @@ def test_a_row_moves_on_to_a_larger_slot_when_it_is_full(omni):
   assert max(len(r.reply.token_ids) for r in results.values()) > 128  # through all three
 
 
+def test_a_prompt_whose_padding_reaches_past_its_slot(omni):
+  row = Row('0', [{'role': 'user', 'content': 'Say it. ' * 12}], 3, temperature=0.0)
+  answer = lambda length: next(Engine(omni, dataclasses.replace(CONFIG, lengths=(length,))).answer([row]))
+  expected = answer(512).reply
+  length = expected.prompt_tokens + 3
+  assert -(-expected.prompt_tokens // 32) * 32 > length, 'another prompt is needed'
+  assert answer(length).reply.token_ids == expected.token_ids
+
+
 def test_no_more_programs_than_stated(omni, answered):
   bound, compiled = program_bound(CONFIG, omni.cfg, speech=True), compiled_programs()
   assert set(bound) == set(compiled)
