@@ -71,8 +71,8 @@ def document(plans: dict) -> str:
   lines = ['# Plans', '', 'Full-size jobs of the released Instruct model, each compiled in a process of its own.',
            'Written by `python tools/plan_table.py`. Programs were compiled by libtpu on a CPU; none of them has run on a TPU.',
            'Sizes are GiB a device. Step times are roofline estimates: lower bounds, not measurements; what crosses from slice',
-           'to slice is not in them (the compiler makes host transfers of it). Compile times are of two CPU cores that did other work',
-           'meanwhile.', '',
+           'to slice is not in them (the compiler makes host transfers of it). Compile times are of two CPU cores that did other',
+           'work meanwhile.', '',
            '| ' + ' | '.join(HEAD) + ' |', '|' + '---|' * len(HEAD)]  # fmt: skip
   for row in ROWS:
     lines.append('| ' + ' | '.join(_cells(row, plans.get(' '.join(_command(row))))) + ' |')

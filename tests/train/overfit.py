@@ -22,7 +22,7 @@ EVERY = ('text', 'audio', 'image', 'video', 'audio_in_video')
 # Learning rate and steps by configuration, and the kinds of records that what it trains can tell apart.
 STAGES = {
   's1_audio_adapter': (5e-3, 3500, ('audio', 'audio_in_video')),
-  's1_audio_encoder': (3e-3, 800, ('audio', 'audio_in_video')),
+  's1_audio_encoder': (3e-3, 2500, ('audio', 'audio_in_video')),
   's1_vision_adapter': (1e-2, 400, ('image', 'video')),
   's1_vision_encoder': (3e-3, 400, ('image', 'video')),
   's2_general': (3e-3, 200, EVERY),
