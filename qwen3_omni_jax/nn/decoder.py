@@ -181,7 +181,7 @@ def extend(
   """Adds T tokens to each row after its `filled` slots; T = 1 is a decode step.
 
   segment: 0 marks padding among the T new tokens (at their end), which takes no experts; default all valid. Padding is written
-  past the row's end, where the next call overwrites it, so filled + T must not exceed the cache's slots.
+  past the row's end, where the next call overwrites it, and nowhere where the cache has no such slot.
   rows: of the cache, each the place of one row of x; default: all in order. What is beyond the last one is written nowhere. Rows
   of x may share one if their tokens do not overlap: in every layer all keys are written before any query reads, so a later piece
   of a sequence sees the earlier one that is fed beside it.

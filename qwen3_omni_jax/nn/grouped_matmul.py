@@ -7,6 +7,7 @@ expert holds up nobody and an expert without rows is not read.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,24 +30,15 @@ class Tile:
   stages: int
 
 
-def product_tile(mean: float) -> Tile:
-  """For rows times matrices. mean: rows of an expert. Few rows: narrow tiles, since it is the matrices that take the time."""
-  if mean <= 8:
-    return Tile(16, 64, 128, 4, 4) if mean <= 1 else Tile(16, 128, 128, 4, 3)
-  if mean <= 24:
-    return Tile(32, 64, 128, 4, 4)
-  return Tile(64, 128, 64, 4, 4) if mean <= 64 else Tile(128, 128, 64, 8, 3)
-
-
-def gated_tile(mean: float) -> Tile:
-  """For the two products of a gated layer, computed together."""
-  if mean <= 8:
-    return Tile(16, 64, 64, 4, 5) if mean <= 1 else Tile(16, 64, 128, 8, 3)
-  if mean <= 24:
-    return Tile(32, 64, 64, 4, 4)
-  return Tile(64, 64, 64, 4, 4) if mean <= 64 else Tile(128, 128, 64, 8, 3)
-
-
+# Mean rows of an expert up to which they serve; for rows times matrices; for the two products of a gated layer, taken together.
+# Few rows: narrow tiles, since it is the matrices that take the time. Measured on an H200.
+TILES = (
+  (1, Tile(16, 64, 128, 4, 4), Tile(16, 64, 64, 4, 5)),
+  (8, Tile(16, 128, 128, 4, 3), Tile(16, 64, 128, 8, 3)),
+  (24, Tile(32, 64, 128, 4, 4), Tile(32, 64, 64, 4, 4)),
+  (64, Tile(64, 128, 64, 4, 4), Tile(64, 64, 64, 4, 4)),
+  (math.inf, Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
+)
 GRADIENT_TILE = Tile(128, 128, 32, 4, 4)  # of a matrix; the step is over an expert's rows
 
 
@@ -61,8 +53,9 @@ class Groups:
   expected: int
 
   @property
-  def mean(self) -> float:
-    return self.expected / len(self.ends)
+  def tiles(self) -> tuple[Tile, Tile]:
+    """For a product, and for the two of a gated layer."""
+    return next((product, gated) for most, product, gated in TILES if self.expected <= most * len(self.ends))
 
 
 jax.tree_util.register_dataclass(Groups, ['ends', 'layer'], ['expected'])
@@ -71,7 +64,7 @@ jax.tree_util.register_dataclass(Groups, ['ends', 'layer'], ['expected'])
 @jax.custom_vjp
 def grouped_matmul(x: Float[Array, 'M K'], w: Float[Array, '*L E K N'], groups: Groups) -> Float[Array, 'M N']:
   """Each row of x times the matrix of its expert, in x's dtype, added up in float32."""
-  return _product(x, w, groups, product_tile(groups.mean))
+  return _product(x, w, groups, groups.tiles[0])
 
 
 def _matmul_forward(x, w, groups):
@@ -91,11 +84,11 @@ def grouped_gate(
   x: Float[Array, 'M K'], gate: Float[Array, '*L E K N'], up: Float[Array, '*L E K N'], groups: Groups
 ) -> Float[Array, 'M N']:
   """silu(x gate) * (x up), each row by its expert, in one kernel; for the gradients' sake the products are kept apart instead."""
-  return _gated(x, gate, up, groups, gated_tile(groups.mean))
+  return _gated(x, gate, up, groups, groups.tiles[1])
 
 
 def _gate_forward(x, gate, up, groups):
-  g, u = (_product(x, w, groups, product_tile(groups.mean)) for w in (gate, up))
+  g, u = (_product(x, w, groups, groups.tiles[0]) for w in (gate, up))
   return _act(g, u), (x, gate, up, g, u, groups)
 
 
@@ -116,7 +109,7 @@ def _act(gate, up):
 
 
 def _gradients(x, w, groups: Groups, dy):
-  dx = _product(dy, w, groups, product_tile(groups.mean), transposed=True)
+  dx = _product(dy, w, groups, groups.tiles[0], transposed=True)
   dw = _matrix_gradient(x, dy, groups.ends, w.dtype, GRADIENT_TILE)
   if groups.layer is not None:
     dw = jax.lax.dynamic_update_index_in_dim(jnp.zeros_like(w), dw, groups.layer, 0)
