@@ -3,10 +3,11 @@
     python benchmarks/batch_vs_reference.py [--rows 64] [--parts text,speech] [--batch-sizes 8,16,32,64] [--again]
 
 Three ways: our continuous batching (`infer/batch.py`), our static batches (`Omni.generate`), and transformers' own batched
-`generate`, the last two at the best of the batch sizes. All do the same work: a row has a number of tokens and, spoken, three
-frames for each, at which it ends (a stopping criterion of each row in transformers); nothing else ends a row, the Talker's end
-token is made impossible on both sides. A static batch goes on until its longest row has ended. The lengths stand for ends that
-nobody knows beforehand; what it would give transformers to know them (rows sorted by length) is measured too.
+`generate`, the last two at the best of the batch sizes. Continuous batching and transformers also in one process for each core
+(`one_process_a_core.py`), as the processes of a batch job share its rows. All do the same work: a row has a number of tokens
+and, spoken, three frames for each, at which it ends (a stopping criterion of each row in transformers); nothing else ends a row,
+the Talker's end token is made impossible on both sides. A static batch goes on until its longest row has ended. The lengths
+stand for ends that nobody knows beforehand; what it would give transformers to know them (rows sorted by length) is measured too.
 
 Each measurement is kept in .cache as it comes, so that a run that was stopped goes on; `--again` forgets them.
 """
@@ -14,11 +15,13 @@ Each measurement is kept in .cache as it comes, so that a run that was stopped g
 import argparse
 import gc
 import json
+import os
 import pathlib
 import random
 import subprocess
 
 import common
+from one_process_a_core import ProcessPerCore
 
 TOKENS = (8, 16, 32, 64, 96)  # of replies, drawn at random
 FRAMES_PER_TOKEN = 3  # speech takes 3 to 4
@@ -33,6 +36,7 @@ class Work:
     self.conversations = [[{'role': 'user', 'content': ' '.join(rng.choices(WORDS, k=rng.randint(4, 80)))}] for _ in range(rows)]
     self.tokens = [rng.choice(TOKENS) for _ in range(rows)]
     self.frames = [FRAMES_PER_TOKEN * n for n in self.tokens]
+    self.rows = range(rows)
 
 
 class Ours:
@@ -50,55 +54,60 @@ class Ours:
     self.voice = self.omni.voice.changed(temperature=0).without_guards()
     self.engines: dict = {}
 
-  def continuous(self, speech: bool, slots: int) -> dict:
-    """One engine for all runs: what it has compiled is there, what it has computed is forgotten."""
+  def continuous(self, speech: bool, slots: int, mine=None) -> dict:
+    """One engine for all runs: what it has compiled is there, what it has computed is forgotten. mine: numbers of the rows to
+    answer, taken from it as slots become free; default all."""
     from qwen3_omni_jax.infer.batch import Engine, Stats
     from qwen3_omni_jax.infer.batch_plan import EngineConfig
     from qwen3_omni_jax.infer.prepare import Row
 
     work, key = self.work, (speech, slots)
     if key not in self.engines:
-      config = EngineConfig(slots=slots, lengths=(256, 512))
+      ahead = None if mine is None else 4  # rows that this process must not keep from the others
+      config = EngineConfig(slots=slots, lengths=(256, 512), ahead=ahead)
       self.engines = {key: Engine(self.omni, config, self.voice if speech else None, stop_token_ids=())}
     engine = self.engines[key]
     engine.stats = Stats()
     for kept in (engine.kept, engine.features):
       kept.clear()
-    rows = [
-      Row(str(i), c, max_new_tokens=n, max_frames=f, speech=speech)
-      for i, (c, n, f) in enumerate(zip(work.conversations, work.tokens, work.frames, strict=True))
-    ]
-    done = {r.row.id: r for r in engine.answer(rows)}
-    assert not any(r.error for r in done.values()), [r.error for r in done.values() if r.error][:1]
-    replies = [done[row.id].reply for row in rows]
+    rows = (
+      Row(str(i), work.conversations[i], max_new_tokens=work.tokens[i], max_frames=work.frames[i], speech=speech)
+      for i in (work.rows if mine is None else mine)
+    )
+    replies = {}
+    for result in engine.answer(rows):
+      assert not result.error, result.error
+      replies[int(result.row.id)] = result.reply
     stats = engine.stats
     use = {'slot_use': round(stats.thinker_live / stats.thinker_steps, 3)}
     use['prompt_padding'] = round(stats.padded_tokens / (stats.padded_tokens + stats.prompt_tokens), 3)
     if speech:
       use['talker_slot_use'] = round(stats.talker_live / stats.talker_steps, 3)
-    return self._done(replies, speech) | use
+    return done(replies, speech) | use
 
   def static(self, speech: bool, size: int) -> dict:
     spoken = {'speech': True, 'voice': self.voice, 'max_frames': self.work.frames} if speech else {}
     replies = self.omni.generate(
       self.work.conversations, max_new_tokens=self.work.tokens, stop_token_ids=(), batch_size=size, **spoken
     )
-    return self._done(replies, speech)
+    return done(dict(enumerate(replies)), speech)
 
-  def _done(self, replies, speech: bool) -> dict:
-    return {
-      'texts': [r.token_ids for r in replies], 'frames': [len(r.speech.codes) for r in replies] if speech else [],
-      'samples': sum(len(r.speech.samples) for r in replies) if speech else 0,
-    }  # fmt: skip
+
+def done(replies: dict, speech: bool) -> dict:
+  return {'rows': {i: [r.token_ids, *((len(r.speech.codes), len(r.speech.samples)) if speech else (0, 0))]
+                   for i, r in replies.items()}}  # fmt: skip
 
 
 class Theirs:
   """transformers' own `generate`."""
 
   def __init__(self, folder: pathlib.Path, work: Work):
+    import torch
+
     from tests.reference import Reference
 
     self.work, self.reference = work, Reference.load(folder)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     talker = self.reference.model.talker
     talker.codec_head.weight.data[self.reference.model.config.talker_config.codec_eos_token_id] = 0
 
@@ -107,7 +116,7 @@ class Theirs:
     from transformers import StoppingCriteria
 
     work, model = self.work, self.reference.model
-    order = order or list(range(len(work.tokens)))
+    order = order or list(work.rows)
 
     class RowLimits(StoppingCriteria):
       """Ends each row of a batch at its own number of tokens. (generate hands Talker and Thinker only what is new or all.)"""
@@ -118,7 +127,7 @@ class Theirs:
       def __call__(self, input_ids, scores, **_):
         return input_ids.shape[1] - self.before >= self.limits
 
-    texts, frames, samples = {}, {}, 0
+    rows = {}
     with torch.no_grad():
       for start in range(0, len(order), size):
         members = order[start : start + size]
@@ -137,15 +146,13 @@ class Theirs:
         )  # fmt: skip
         sequences, waves = out if speech else (out, [None] * len(members))
         for i, row, wave in zip(members, sequences, waves, strict=True):
-          texts[i] = row[prompt : prompt + work.tokens[i]].tolist()
-          if wave is not None:
-            samples += wave.numel()
-            frames[i] = -(-wave.numel() // int(model.code2wav.total_upsample))
-    rows = range(len(order))
-    return {'texts': [texts[i] for i in rows], 'frames': [frames[i] for i in rows] if speech else [], 'samples': samples}
+          samples = 0 if wave is None else wave.numel()
+          frames = -(-samples // int(model.code2wav.total_upsample))
+          rows[i] = [row[prompt : prompt + work.tokens[i]].tolist(), frames, samples]
+    return {'rows': rows}
 
   def sorted(self, speech: bool, size: int) -> dict:
-    return self.batches(speech, size, sorted(range(len(self.work.tokens)), key=lambda i: self.work.tokens[i]))
+    return self.batches(speech, size, sorted(self.work.rows, key=lambda i: self.work.tokens[i]))
 
 
 class Measured:
@@ -163,9 +170,10 @@ class Measured:
       gc.collect()
       clock = common.Clock()
       done = run()
-      self.data['seconds'][name] = {**clock.read(), **done}
+      done['rows'] = [done['rows'][i] for i in sorted(done['rows'])]
+      self.data['seconds'][name] = {**clock.read(done.pop('processor_s', 0)), **done}
       self.path.write_text(json.dumps(self.data))
-      kept = {k: v for k, v in self.data['seconds'][name].items() if k not in ('texts', 'frames')}
+      kept = {k: v for k, v in self.data['seconds'][name].items() if k != 'rows'}
       print(f'{name}: {kept}', flush=True)
     return self.data['seconds'][name]
 
@@ -176,6 +184,7 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=64)
   parser.add_argument('--batch-sizes', default='8,16,32,64')
   parser.add_argument('--slots', default='32')
+  parser.add_argument('--slots-a-process', type=int, default=16)
   parser.add_argument('--parts', default='text,speech')
   parser.add_argument('--sides', default='ours,theirs')
   parser.add_argument('--again', action='store_true')
@@ -199,6 +208,10 @@ def main() -> None:
       for n in sizes:
         measured(f'{part}/static/{n}', lambda n=n: ours.static(part == 'speech', n), warm=True)
     del ours
+    with ProcessPerCore(Ours, folder, work) as processes:
+      for part in parts:
+        name = f'{part}/continuous, a process a core/{args.slots_a_process}'
+        measured(name, lambda: processes.share('continuous', part == 'speech', args.slots_a_process), warm=True)
   if 'theirs' in args.sides:
     theirs = Theirs(folder, work)
     theirs.batches(False, 4, order=[0, 1, 2, 3])
@@ -207,6 +220,14 @@ def main() -> None:
         measured(f'{part}/reference/{n}', lambda n=n: theirs.batches(part == 'speech', n), warm=False)
       best = min(sizes, key=lambda n: measured.data['seconds'][f'{part}/reference/{n}']['seconds'])
       measured(f'{part}/reference, sorted by length/{best}', lambda: theirs.sorted(part == 'speech', best), warm=False)
+    del theirs
+    with ProcessPerCore(Theirs, folder, work) as processes:
+      processes.divide('batches', False, 4, rows=range(8))
+      for part in parts:
+        size = -(-args.rows // processes.number)
+        measured(
+          f'{part}/reference, a process a core/{size}', lambda: processes.divide('batches', part == 'speech', size), warm=False
+        )
   result = {'preset': args.preset, 'rows': args.rows, 'tokens': sum(work.tokens), 'frames': sum(work.frames)}
   done = sorted({name.split('/')[0] for name in measured.data['seconds']}, reverse=True)
   result |= {part: compare(part, measured.data['seconds'], work) for part in done}
@@ -227,22 +248,22 @@ def compare(part: str, seconds: dict[str, dict], work: Work) -> dict:
   best: dict[str, dict] = {}
   for way, found in ways.items():
     for one in found.values():
-      assert [len(t) for t in one['texts']] == work.tokens, f'{way}: other numbers of tokens'
-      assert part == 'text' or one['frames'] == work.frames, f'{way}: other numbers of frames'
+      assert [len(row[0]) for row in one['rows']] == work.tokens, f'{way}: other numbers of tokens'
+      assert part == 'text' or [row[1] for row in one['rows']] == work.frames, f'{way}: other numbers of frames'
     out[f'{way}, rows per s'] = {size: round(rows / one['seconds'], 3) for size, one in found.items()}
     best[way] = min(found.values(), key=lambda one: one['seconds'])
     out.setdefault('processors that others had', {})[way] = best[way]['others']
-  ours = best.get('continuous')
-  if ours is not None:
-    kept = ('texts', 'frames', 'samples', 'others')
-    out['engine'] = {name: value for name, value in ours.items() if name not in kept}
+  mine = [way for way in best if way.startswith('continuous')]
+  if mine:
+    chosen = min(mine, key=lambda way: best[way]['seconds'])
+    ours = best[chosen]
+    out['best of ours'] = chosen
+    out['engine'] = {name: value for name, value in best['continuous'].items() if name not in ('rows', 'others')}
     for way, other in best.items():
-      if way != 'continuous':
-        out[f'times {way}'] = round(other['seconds'] / ours['seconds'], 2)
-        same = sum(a == b for a, b in zip(ours['texts'], other['texts'], strict=True))
-        out[f'rows with the same tokens as {way}'] = same
-        if part == 'speech':
-          out[f'samples beside {way}'] = [ours['samples'], other['samples']]
+      out[f'times {way}'] = round(other['seconds'] / ours['seconds'], 2)
+      out[f'rows with the same tokens as {way}'] = sum(a[0] == b[0] for a, b in zip(ours['rows'], other['rows'], strict=True))
+      if part == 'speech':
+        out[f'samples of {way}'] = sum(row[2] for row in other['rows'])
   return out
 
 

@@ -69,9 +69,10 @@ class Clock:
   def __init__(self):
     self._started, self._busy, self._own = time.perf_counter(), _busy_s(), time.process_time()
 
-  def read(self) -> dict[str, float]:
+  def read(self, helpers_s: float = 0.0) -> dict[str, float]:
+    """helpers_s: processor seconds of this measurement's other processes."""
     seconds = time.perf_counter() - self._started
-    others = _busy_s() - self._busy - (time.process_time() - self._own)
+    others = _busy_s() - self._busy - (time.process_time() - self._own) - helpers_s
     return {'seconds': round(seconds, 3), 'others': round(max(others, 0.0) / (seconds * (os.cpu_count() or 1)), 3)}
 
 
