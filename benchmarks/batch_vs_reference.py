@@ -63,8 +63,7 @@ class Ours:
 
     work, key = self.work, (speech, slots)
     if key not in self.engines:
-      ahead = None if mine is None else 4  # rows that this process must not keep from the others
-      config = EngineConfig(slots=slots, lengths=(256, 512), ahead=ahead)
+      config = EngineConfig(slots=slots, lengths=(256, 512))
       self.engines = {key: Engine(self.omni, config, self.voice if speech else None, stop_token_ids=())}
     engine = self.engines[key]
     engine.stats = Stats()

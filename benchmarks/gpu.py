@@ -82,7 +82,7 @@ def config(layers: int | None = None):
   from qwen3_omni_jax.config import parse_config
 
   data = json.loads(MODEL.read_text())
-  if layers is not None:
+  if layers not in (None, data['thinker_config']['text_config']['num_hidden_layers']):
     data['thinker_config']['text_config']['num_hidden_layers'] = layers
     data['thinker_config']['vision_config']['deepstack_visual_indexes'] = [8]
     data['talker_config']['accept_hidden_layer'] = 1
@@ -296,48 +296,9 @@ def batch() -> None:
 
 
 def train() -> None:
-  """Steps of full training at true widths, depth cut, one row of 8,192 tokens, bfloat16."""
-  import jax
-  import numpy as np
-  from qwen3_omni_jax.train.batch import TrainBatch
-  from qwen3_omni_jax.train.config import Recipe
-  from qwen3_omni_jax.train.stages import Part
-  from qwen3_omni_jax.train.state import init_state, roles
-  from qwen3_omni_jax.train.step import compiled_step
-  from qwen3_omni_jax.train.utilisation import peak, step_flops
+  import gpu_train
 
-  from qwen3_omni_jax.infer.collate import Media
-  from qwen3_omni_jax.models.thinker import ThinkerTokens
-  from qwen3_omni_jax.sharding import make_mesh
-
-  mesh = make_mesh({})
-  T = 8192
-  for depth in (2, 4):
-
-    def steps(depth=depth):
-      cfg = config(depth)
-      recipe = Recipe(parts=(Part(pattern='thinker/.*', lr=1e-4),))
-      who = roles(cfg, recipe)
-      ids = np.random.default_rng(0).integers(0, 150000, (1, T)).astype(np.int32)
-      positions = np.broadcast_to(np.arange(T, dtype=np.float32), (3, 1, T)).copy()
-      tokens = ThinkerTokens(ids, positions, np.ones((1, T), np.int32))
-      batch = TrainBatch(tokens, Media(), np.roll(ids, -1, 1), np.ones((1, T), np.float32), np.zeros((1, T), np.int32))
-      flops = step_flops(cfg, who, [batch])
-      state, step = init_state(None, cfg, recipe, mesh), compiled_step(cfg, recipe, mesh)
-      times = []
-      for _ in range(5):
-        started = time.perf_counter()
-        state, values = step(state, batch)
-        loss = float(values['loss'])
-        times.append(time.perf_counter() - started)
-      seconds, most = min(times[1:]), peak()
-      used = jax.devices()[0].memory_stats()['peak_bytes_in_use']
-      return {
-        'ms': round(1e3 * seconds, 1), 'tokens_per_s': round(T / seconds), 'mfu': most and round(flops / seconds / most, 3),
-        'peak_gb': round(used / 1e9, 1), 'compile_s': round(times[0], 1), 'loss': round(loss, 3),
-      }  # fmt: skip
-
-    tried('train', steps, layers=depth, tokens=T)
+  gpu_train.train()
 
 
 if __name__ == '__main__':

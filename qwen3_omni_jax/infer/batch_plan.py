@@ -17,7 +17,7 @@ from .slots import empty_slots
 from .speech_slots import empty_speech
 
 PROMPT_CLASSES = (32, 128, 512, 2048, 8192, 32768)  # sizes to which Talker prompts and replies are padded
-TALK_TOKENS = 16384  # most of a call of Talker prompts, padding included
+CALL_TOKENS = 16384  # most of a call of whole sequences (Talker prompts, conversations to be scored), padding included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +69,9 @@ class EngineConfig:
     all."""
     return max(1, min(self.lanes, slots // 4))
 
-  def talk_lanes(self, size: int) -> int:
-    """Talker prompts a call, of that padded size: fewer of long ones, so that memory stays the same."""
-    return max(1, min(self.lanes, TALK_TOKENS // size))
+  def lanes_of(self, size: int) -> int:
+    """Whole sequences a call, of that padded size: fewer of long ones, so that memory stays the same."""
+    return max(1, min(self.lanes, CALL_TOKENS // size))
 
   def halved(self) -> 'EngineConfig':
     speech = None if self.speech_slots is None else max(1, self.speech_slots // 2)

@@ -1,7 +1,8 @@
 """Scores in bulk: log-probabilities of given answers, and the most probable tokens at each place, for evaluation, filtering and
 distillation.
 
-Rows of one padded length share a call; lanes run one after another, so a score does not depend on its neighbours.
+Rows of one padded length share a call, in arrays of one shape in which no sum goes over rows: a score does not depend on its
+neighbours.
 """
 
 import concurrent.futures
@@ -17,7 +18,7 @@ import numpy as np
 from ..config import ThinkerConfig
 from ..media.messages import parse_messages
 from ..models.thinker import Features, ThinkerTokens, logits, thinker_forward
-from ..shapes import Array, Float, Int, Params
+from ..shapes import Array, Bool, Float, Int, Params
 from ..sharding import follow_params
 from . import media_batch
 from .batch_plan import EngineConfig
@@ -33,12 +34,12 @@ BLOCK = 128  # places whose logits over the whole vocabulary exist at once
 
 @flax.struct.dataclass
 class ScoreLanes:
-  """Whole conversations, one a lane. features: 'P J T D', [0] inputs of media tokens, [1:] deepstack; None: no media."""
+  """Whole conversations, one a lane. features: [0] inputs of media tokens, [1:] deepstack; None: no media."""
 
   ids: Int[Array, 'P T']
   positions: Float[Array, 'P 3 T']
   segment: Int[Array, 'P T']
-  media: Int[Array, 'P T'] | None = None  # own place where a feature is, else -1
+  media: Bool[Array, 'P T'] | None = None  # tokens whose input is a feature
   features: Float[Array, 'P J T D'] | None = None
 
 
@@ -46,36 +47,27 @@ class ScoreLanes:
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype', 'top'))
 def score_lanes(params: Params, cfg: ThinkerConfig, lanes: ScoreLanes, dtype, top: int):
   """(log p(token t | before), 'P T', 0 at t = 0; the `top` largest log-probabilities at each place 'P T k', their tokens)."""
+  P, T = lanes.ids.shape
+  index, features = None, Features()
+  if lanes.features is not None and lanes.media is not None:
+    together = jnp.moveaxis(lanes.features, 1, 0).reshape(lanes.features.shape[1], P * T, -1)
+    features = Features(visual=together[0], deepstack=together[1:])
+    index = jnp.where(lanes.media, jnp.arange(P * T, dtype=jnp.int32).reshape(P, T), -1)
+  tokens = ThinkerTokens(lanes.ids, jnp.moveaxis(lanes.positions, 1, 0), lanes.segment, visual_index=index)
+  out, _ = thinker_forward(params, cfg, tokens, features, dtype=dtype)
+  blocks = lambda x: jnp.pad(x.reshape(P * T, *x.shape[2:]), [(0, -P * T % BLOCK)] + [(0, 0)] * (x.ndim - 2))
+  hidden, target = blocks(out.hidden), blocks(jnp.roll(lanes.ids, -1, axis=1))
 
-  def one(_, lane: ScoreLanes):
-    T = lane.ids.shape[0]
+  def block(inputs):
+    h, t = inputs
+    scores = jax.nn.log_softmax(logits(params, h), axis=-1)
+    best, which = jax.lax.top_k(scores, max(top, 1))
+    return jnp.take_along_axis(scores, t[:, None], axis=-1)[:, 0], best, which
 
-    def run():
-      features = Features()
-      if lane.features is not None:
-        features = Features(visual=lane.features[0], deepstack=lane.features[1:])
-      index = None if lane.media is None else lane.media[None]
-      tokens = ThinkerTokens(lane.ids[None], lane.positions[:, None], lane.segment[None], visual_index=index)
-      out, _ = thinker_forward(params, cfg, tokens, features, dtype=dtype)
-      pad = -T % BLOCK
-      hidden = jnp.pad(out.hidden[0], [(0, pad), (0, 0)]).reshape(-1, BLOCK, out.hidden.shape[-1])
-      target = jnp.pad(jnp.roll(lane.ids, -1), (0, pad)).reshape(-1, BLOCK)
-
-      def block(inputs):
-        h, t = inputs
-        scores = jax.nn.log_softmax(logits(params, h), axis=-1)
-        best, which = jax.lax.top_k(scores, max(top, 1))
-        return jnp.take_along_axis(scores, t[:, None], axis=-1)[:, 0], best, which
-
-      own, best, which = jax.lax.map(block, (hidden, target))
-      later = lambda x: jnp.roll(x.reshape(-1, *x.shape[2:])[:T], 1, axis=0)  # at the place of the token foretold
-      return later(own).at[0].set(0), later(best), later(which)
-
-    k = max(top, 1)
-    nothing = lambda: (jnp.zeros(T), jnp.zeros((T, k)), jnp.zeros((T, k), jnp.int32))
-    return None, jax.lax.cond(lane.segment[0] > 0, run, nothing)
-
-  return jax.lax.scan(one, None, lanes)[1]
+  by_block = jax.lax.map(block, (hidden.reshape(-1, BLOCK, hidden.shape[-1]), target.reshape(-1, BLOCK)))
+  later = lambda x: jnp.roll(x.reshape(-1, *x.shape[2:])[: P * T].reshape(P, T, *x.shape[2:]), 1, axis=1)  # of the token foretold
+  own, best, which = map(later, by_block)
+  return own.at[:, 0].set(0), best, which
 
 
 class BulkScorer:
@@ -110,7 +102,7 @@ class BulkScorer:
           continue
         members = groups.setdefault(key, [])
         members.append((row, prepared))
-        if len(members) == self.config.lanes:
+        if len(members) == self.config.lanes_of(key[0]):
           yield from self._run(key, groups.pop(key))
     for key, members in groups.items():
       yield from self._run(key, members)
@@ -133,12 +125,13 @@ class BulkScorer:
     return (bucket(len(inputs.ids), 64), bool(items)), (inputs, begin, items, item_of, feature_of)
 
   def _run(self, key: tuple, members: list) -> Iterator[tuple[Row, dict[str, Any]]]:
-    (T, media), P = key, self.config.lanes
+    T, media = key
+    P = self.config.lanes_of(T)
     cfg, dtype = self.omni.cfg.thinker, self.omni.dtype
     levels = 1 + len(cfg.vision.deepstack_visual_indexes)
     lanes = ScoreLanes(
       np.zeros((P, T), np.int32), np.zeros((P, 3, T), np.float32), np.zeros((P, T), np.int32),
-      np.full((P, T), -1, np.int32) if media else None,
+      np.zeros((P, T), bool) if media else None,
       np.zeros((P, levels, T, cfg.text.hidden_size), dtype) if media else None,
     )  # fmt: skip
     for lane, (_, (inputs, _, items, item_of, feature_of)) in enumerate(members):
@@ -149,7 +142,7 @@ class BulkScorer:
         at = np.flatnonzero(item_of == i)
         values = self._feature(item, members)
         lanes.features[lane, : len(values), at] = np.moveaxis(values[:, feature_of[at]], 1, 0)
-        lanes.media[lane, at] = at
+        lanes.media[lane, at] = True
     own, best, which = (np.asarray(a) for a in score_lanes(self.omni.params['thinker'], cfg, lanes, dtype, self.top))
     for lane, (row, (inputs, begin, *_)) in enumerate(members):
       here = slice(begin, len(inputs.ids))

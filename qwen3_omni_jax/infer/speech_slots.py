@@ -1,7 +1,7 @@
 """Slots of the Talker, and lanes of the vocoder: spoken replies begin in free rows of a running SpeechState.
 
-As in `slots`: the lanes of a call of prompts run together in arrays of one shape, and so do all slots in frames. The vocoder's
-lanes run one after another, each on arrays of its own.
+As in `slots`: the lanes of a call of prompts run together in arrays of one shape, and so do all slots in frames, and the lanes
+of the vocoder.
 """
 
 import functools
@@ -78,9 +78,7 @@ def begin_talk(
   slot = jnp.where(used, talk.slot, slots + jnp.arange(P, dtype=jnp.int32))  # an unused lane is put nowhere
   track = whole_text(params, cfg, talk.reply, talk.say, dtype)
   tokens = talk.inputs.positions.shape[2]
-  new = begin_speech(
-    params, cfg, talk.ids, talk.tap, talk.inputs, track, talk.speaker, draws, used, slots=tokens, frames=1
-  )
+  new = begin_speech(params, cfg, talk.ids, talk.tap, talk.inputs, track, talk.speaker, draws, used, slots=tokens, frames=1)
   put = lambda old, new: old.at[slot].set(new.astype(old.dtype), mode='drop')
   # what a slot held past the new prompt, and its codes past the frames of now, nobody reads
   cache = jax.tree.map(lambda c, n: c.at[:, slot, :, :tokens].set(n.astype(c.dtype), mode='drop'), state.cache, new.cache)
@@ -116,28 +114,8 @@ def speak_slots(
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state',))
 def vocode_lanes(
-  params: Params, cfg: OmniConfig, codes: Int[Array, 'P F Q'], state: Code2WavState, fresh: Bool[Array, ' P'],
-  used: Bool[Array, ' P'], dtype,
-) -> tuple[Float[Array, 'P W'], Code2WavState]:  # fmt: skip
-  """The next F frames of every used lane, one lane after another. fresh: lanes that begin a new reply."""
+  params: Params, cfg: OmniConfig, codes: Int[Array, 'P F Q'], state: Code2WavState, fresh: Bool[Array, ' P'], dtype
+) -> tuple[Float[Array, 'P W'], Code2WavState]:
+  """The next F frames of every lane. fresh: lanes that begin a new reply."""
   assert cfg.code2wav is not None
-  samples = codes.shape[1] * cfg.code2wav.samples_per_frame
-  state = restart_rows(state, fresh)
-  # rows of '... L B S K H' are in the second place
-  rows = state.replace(k=jnp.moveaxis(state.k, 1, 0), v=jnp.moveaxis(state.v, 1, 0))
-
-  def one_lane(_, lane):
-    codes, row, used = lane
-    row = jax.tree.map(lambda a: a[None], row)
-
-    def run(row):
-      begun = row.replace(k=jnp.moveaxis(row.k, 0, 1), v=jnp.moveaxis(row.v, 0, 1))
-      wave, out = code2wav_step(params['code2wav'], cfg.code2wav, codes[None], begun, dtype=dtype)
-      return wave[0], out.replace(k=jnp.moveaxis(out.k, 1, 0), v=jnp.moveaxis(out.v, 1, 0))
-
-    nothing = lambda row: (jnp.zeros(samples, jnp.float32), row)
-    wave, row = jax.lax.cond(used, run, nothing, row)
-    return None, (wave, jax.tree.map(lambda a: a[0], row))
-
-  _, (wave, rows) = jax.lax.scan(one_lane, None, (codes, rows, used))
-  return wave, rows.replace(k=jnp.moveaxis(rows.k, 0, 1), v=jnp.moveaxis(rows.v, 0, 1))
+  return code2wav_step(params['code2wav'], cfg.code2wav, codes, restart_rows(state, fresh), dtype=dtype)

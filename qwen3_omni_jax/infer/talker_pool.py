@@ -87,7 +87,7 @@ class TalkerPool:
     if not free or not self.waiting:
       return False
     config, size = self.engine.config, self.waiting[0].prompt_class
-    lanes = config.talk_lanes(size)
+    lanes = config.lanes_of(size)
     chosen = [row for row in self.waiting if row.prompt_class == size][: min(lanes, len(free))]
     few = not now or (len(free) < config.together(self.slots) and (more or len(self.waiting) > len(chosen)))
     if few and len(chosen) < lanes:
@@ -100,7 +100,7 @@ class TalkerPool:
     return True
 
   def _run(self, chosen: list[Talking], U: int) -> None:
-    engine, P = self.engine, self.engine.config.talk_lanes(U)
+    engine, P = self.engine, self.engine.config.lanes_of(U)
     cfg, dtype = engine.omni.cfg, engine.omni.dtype
     inputs = TalkerInputs(
       index=np.broadcast_to(np.arange(U, dtype=np.int32), (P, U)), media=np.zeros((P, U), bool),
@@ -197,8 +197,7 @@ class Vocoder:
       if lane is not None and lane.row.codes is not None:
         part = lane.row.codes[lane.sent : lane.sent + F]
         codes[i, : len(part)] = part
-    used = np.array([lane is not None for lane in self.lanes])
-    self._wave, self.state = device.vocode_lanes(omni.params, omni.cfg, codes, self.state, fresh, used, omni.dtype)
+    self._wave, self.state = device.vocode_lanes(omni.params, omni.cfg, codes, self.state, fresh, omni.dtype)
     return True
 
   def harvest(self) -> list[tuple[Talking, np.ndarray]]:

@@ -185,6 +185,14 @@ def test_scores_in_bulk_are_those_of_score(omni, samples):
       assert all(p == logprob for t, p in top if t == token)
 
 
+def test_a_score_does_not_depend_on_order_or_company(omni):
+  say = lambda words: [{'role': 'user', 'content': words}, {'role': 'assistant', 'content': words}]
+  rows = [Row(words, say(words)) for words in ('Sea.', 'A red disc.', 'Some water and a blue square.', 'Who?', 'Nobody is here.')]
+  scores = lambda rows: {row.id: scored['score'] for row, scored in BulkScorer(omni, CONFIG, top=2).score(rows)}
+  together = scores(rows)
+  assert scores(rows[::-1]) == together and scores(rows[2:3]) == {rows[2].id: together[rows[2].id]}
+
+
 def test_the_memory_plan_is_what_the_arrays_take(omni):
   plan = memory_plan(omni.cfg, CONFIG, 'float32', speech=True)
   weights = sum(x.nbytes for x in jax.tree.leaves(omni.params))
