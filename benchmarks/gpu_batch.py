@@ -71,7 +71,7 @@ def _answered(omni, rows: list, slots: int) -> dict:
   from qwen3_omni_jax.infer.batch_plan import EngineConfig
 
   speech = rows[0].speech
-  config = EngineConfig(slots=slots, lengths=(512,), wave_lanes=16 if speech else 4, workers=8)
+  config = EngineConfig(slots=slots, lengths=(512,), workers=8)
   engine = Engine(omni, config, omni.voice if speech else None, stop_token_ids=())
   times = []
   for part in (rows[: max(2, slots // 2)], rows):

@@ -29,7 +29,8 @@ class EngineConfig:
   in the least that holds its prompt and `room` tokens of its reply (or all, of a lower limit), and moves on to the next when it
   is full: a limit of thousands of tokens costs nothing until they are written. pieces: (small, large) sizes in which prompts are
   fed. lanes: pieces a call, fed together. steps, frames: decode steps and speech frames between two looks from the host. ahead:
-  rows prepared in advance. workers: threads that prepare them. wave_frames, wave_lanes: of a vocoder call.
+  rows prepared in advance. workers: threads that prepare them. wave_frames, wave_lanes: of a vocoder call; None: a lane for every
+  eight speech slots.
   """
 
   slots: int = 32
@@ -46,13 +47,16 @@ class EngineConfig:
   prefix_bytes: int = 512 * 2**20
   feature_bytes: int = 1024 * 2**20
   wave_frames: int = 50
-  wave_lanes: int = 4
+  wave_lanes: int | None = None
 
   def __post_init__(self):
     problems = []
-    for name in ('slots', 'room', 'lanes', 'encoder_lanes', 'steps', 'frames', 'workers', 'wave_frames', 'wave_lanes'):
-      if getattr(self, name) < 1:
-        problems.append(f'{name} {getattr(self, name)}: expected 1 or more')
+    counts = ('slots', 'speech_slots', 'room', 'lanes', 'encoder_lanes', 'steps', 'frames', 'ahead', 'workers', 'wave_frames',
+              'wave_lanes')  # fmt: skip
+    for name in counts:
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        problems.append(f'{name} {value}: expected 1 or more')
     if not self.lengths or list(self.lengths) != sorted(set(self.lengths)) or self.lengths[0] < self.pieces[1]:
       problems.append(f'lengths {self.lengths}: expected ascending numbers, the first at least a large piece ({self.pieces[1]})')
     if len(self.pieces) != 2 or not 0 < self.pieces[0] <= self.pieces[1]:
@@ -63,6 +67,10 @@ class EngineConfig:
   def slots_of(self, length: int, *, speech: bool = False) -> int:
     slots = self.speech_slots or self.slots if speech else self.slots
     return max(1, slots // max(1, length // 2048))
+
+  @property
+  def vocoder_lanes(self) -> int:
+    return self.wave_lanes or max(1, (self.speech_slots or self.slots) // 8)
 
   def together(self, slots: int) -> int:
     """Free slots, of so many, that are worth a call of prompts while other rows go on: it costs about the same for one as for
@@ -166,7 +174,7 @@ def memory_plan(cfg: OmniConfig, config: EngineConfig, dtype: str, speech: bool,
       slots = config.slots_of(length, speech=True)
       tree = jax.eval_shape(lambda: empty_speech(cfg, slots, length, dtype))
       parts[f'Talker: {slots} slots of {length} tokens and frames'] = rows_of(tree, slots)
-    tree = jax.eval_shape(lambda: init_state(cfg.code2wav, config.wave_lanes, jnp.dtype(dtype)))
-    parts[f'vocoder: {config.wave_lanes} lanes'] = rows_of(tree, 1)
+    tree = jax.eval_shape(lambda: init_state(cfg.code2wav, config.vocoder_lanes, jnp.dtype(dtype)))
+    parts[f'vocoder: {config.vocoder_lanes} lanes'] = rows_of(tree, 1)
   parts['prefix cache'] = config.prefix_bytes
   return MemoryPlan(parts, math.prod(shape.values()))

@@ -166,7 +166,7 @@ class Vocoder:
 
   def __init__(self, engine: 'Engine'):
     self.engine = engine
-    self.size = engine.config.wave_lanes
+    self.size = engine.config.vocoder_lanes
     self.waiting: deque[Talking] = deque()
     self.lanes: list[_Lane | None] = [None] * self.size
     assert engine.omni.cfg.code2wav is not None
