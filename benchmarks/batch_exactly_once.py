@@ -144,7 +144,7 @@ def undisturbed(args, source, checkpoint) -> dict:
 
 def program_bounds(checkpoint: pathlib.Path) -> dict[str, int]:
   """What the command states when it starts."""
-  from qwen3_omni_jax.config import load_config
+  from qwen3_omni_jax.config_json import load_config
   from qwen3_omni_jax.infer.batch_plan import EngineConfig, program_bound
 
   return program_bound(EngineConfig(slots=SLOTS, lengths=(LENGTH,)), load_config(checkpoint), speech=True)

@@ -59,7 +59,7 @@ def make(folder: pathlib.Path, gb: float) -> int:
   """Random bits in the published layout; returns their bytes."""
   import ml_dtypes
 
-  from qwen3_omni_jax.config import parse_config
+  from qwen3_omni_jax.config_json import parse_config
   from qwen3_omni_jax.weights.safetensors import INDEX, plan_shards
   from qwen3_omni_jax.weights.table import published_shapes
 

@@ -79,7 +79,7 @@ def median_ms(run, repeats: int = 7) -> float:
 
 
 def config(layers: int | None = None):
-  from qwen3_omni_jax.config import parse_config
+  from qwen3_omni_jax.config_json import parse_config
 
   data = json.loads(MODEL.read_text())
   if layers not in (None, data['thinker_config']['text_config']['num_hidden_layers']):

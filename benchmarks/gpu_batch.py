@@ -33,7 +33,7 @@ def _omni(folder: pathlib.Path):
   import jax.numpy as jnp
   from qwen3_omni_jax.tools import tiny
 
-  from qwen3_omni_jax.config import parse_config
+  from qwen3_omni_jax.config_json import parse_config
   from qwen3_omni_jax.infer.omni import Omni
   from qwen3_omni_jax.infer.settings import GenerationDefaults
   from qwen3_omni_jax.infer.voice import Voice

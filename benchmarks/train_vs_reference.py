@@ -47,7 +47,7 @@ def beside(folder: pathlib.Path, remat: str, repeats: int) -> dict:
   from qwen3_omni_jax.train.state import flat, roles
   from qwen3_omni_jax.train.step import loss_sums
 
-  from qwen3_omni_jax.config import load_config
+  from qwen3_omni_jax.config_json import load_config
   from qwen3_omni_jax.infer.collate import Media
   from qwen3_omni_jax.models.thinker import ThinkerTokens
   from qwen3_omni_jax.weights.load import load_params

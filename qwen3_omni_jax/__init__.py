@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from .config import OmniConfig, load_config
+  from .config import OmniConfig
+  from .config_json import load_config
   from .infer.live import LiveAudio
   from .infer.omni import Omni
   from .infer.reply import Finished, Reply, Score, TextDelta
@@ -14,7 +15,7 @@ _HOME = {
   'LiveAudio': '.infer.live',
   'Omni': '.infer.omni',
   'OmniConfig': '.config',
-  'load_config': '.config',
+  'load_config': '.config_json',
   'Reply': '.infer.reply',
   'Score': '.infer.reply',
   'TextDelta': '.infer.reply',

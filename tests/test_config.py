@@ -7,7 +7,7 @@ import pathlib
 import jax
 import pytest
 
-from qwen3_omni_jax.config import load_config, parse_config
+from qwen3_omni_jax.config_json import load_config, parse_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.cache import cache_bytes_per_token
 from qwen3_omni_jax.nn.params import abstract_params, count

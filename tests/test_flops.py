@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from qwen3_omni_jax.tools.tiny import MEDIA_TOKEN_FIELDS, TOKEN_FIELDS, make_config
 
-from qwen3_omni_jax.config import load_config, parse_config
+from qwen3_omni_jax.config_json import load_config, parse_config
 from qwen3_omni_jax.flops import Work, by_part, causal_pairs, forward_flops, train_flops
 from qwen3_omni_jax.hardware import accelerator, parse_topology, peak_flops
 from qwen3_omni_jax.models import audio_encoder

@@ -5,9 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import qwen3_omni_jax
+
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
-  'config_reader config hardware flops shapes report sharding distributed nn media models weights infer train eval tools cli'
+  'config_reader config config_json hardware flops shapes report sharding distributed nn media models weights infer '
+  'train eval tools cli'
 ).split()
 TOP_LEVEL = ('train', 'eval', 'tools', 'configs')
 FORBIDDEN = {'media': {'jax', 'flax'}, 'models': {'qwen3_omni_jax.media'}}
@@ -69,3 +72,8 @@ def test_help_does_not_import_jax():
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert done.stdout.strip() == '[]'
+
+
+def test_every_public_name_is_where_it_is_said_to_be():
+  for name in qwen3_omni_jax.__all__:
+    assert getattr(qwen3_omni_jax, name).__name__ == name

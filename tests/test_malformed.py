@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from qwen3_omni_jax.config import load_config
+from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.media.audio import load_audio
 from qwen3_omni_jax.media.image import load_image
 from qwen3_omni_jax.media.processor import Processor

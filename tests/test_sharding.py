@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_omni_jax.config import load_config
+from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.params import Param, leaves
 from qwen3_omni_jax.sharding import (

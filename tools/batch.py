@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load_config(args: argparse.Namespace):
-  from ..config import load_config
+  from ..config_json import load_config
   from ..weights.remote import located
 
   with located(args.model) as place:

@@ -4,7 +4,7 @@ import argparse
 import json
 import pathlib
 
-from qwen3_omni_jax.config import load_config
+from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.hardware import parse_topology
 
 DEFAULTS = {'train': ('pod', 8192), 'prefill': ('serve', 8192), 'decode': ('serve', 4096), 'speech': ('serve', 2048)}

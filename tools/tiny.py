@@ -105,7 +105,7 @@ def make_checkpoint(out: str | pathlib.Path, preset: str = 'tiny', seed: int = 0
   import ml_dtypes
   import numpy as np
 
-  from ..config import parse_config
+  from ..config_json import parse_config
   from ..weights.safetensors import write_shards
   from ..weights.table import published
 

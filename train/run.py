@@ -19,7 +19,8 @@ import numpy as np
 import yaml
 
 from qwen3_omni_jax import distributed
-from qwen3_omni_jax.config import OmniConfig, load_config
+from qwen3_omni_jax.config import OmniConfig
+from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.media.processor import Processor
 from qwen3_omni_jax.sharding import make_mesh, mesh_shape
 from qwen3_omni_jax.weights.load import load_params

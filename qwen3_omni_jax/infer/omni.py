@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ..config import OmniConfig, load_config
+from ..config import OmniConfig
+from ..config_json import load_config
 from ..media.inputs import ModelInputs
 from ..media.processor import Processor
 from ..media.text import StreamDecoder

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import OmniConfig, load_config
+from ..config import OmniConfig
+from ..config_json import load_config
 from .audio import CHUNK_FRAMES, audio_tokens, load_audio, log_mel
 from .image import ImageSettings, image_patches, load_image
 from .inputs import Audio, ModelInputs, Visual

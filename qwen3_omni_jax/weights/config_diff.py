@@ -5,7 +5,8 @@ import json
 import pathlib
 from typing import Any
 
-from ..config import AudioConfig, Code2WavConfig, OmniConfig, TalkerConfig, TextConfig, ThinkerConfig, VisionConfig, load_config
+from ..config import AudioConfig, Code2WavConfig, OmniConfig, TalkerConfig, TextConfig, ThinkerConfig, VisionConfig
+from ..config_json import load_config
 
 ABSENT = 'absent'
 _SECTIONS = {

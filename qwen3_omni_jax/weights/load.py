@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..config import OmniConfig, load_config
+from ..config import OmniConfig
+from ..config_json import load_config
 from ..models.omni import omni_spec
 from ..nn.int8 import Int8, summed_axes
 from ..nn.params import Param, leaves

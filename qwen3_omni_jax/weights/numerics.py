@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import OmniConfig, load_config
+from ..config import OmniConfig
+from ..config_json import load_config
 from ..models.audio_encoder import encode_audio
 from ..models.code2wav import code2wav
 from ..models.code_predictor import code_predictor_forward

@@ -6,7 +6,8 @@ import pathlib
 
 import numpy as np
 
-from ..config import OmniConfig, load_config
+from ..config import OmniConfig
+from ..config_json import load_config
 from ..models.omni import omni_spec
 from ..nn.int8 import dequantize
 from . import originals, plain_orbax, store

@@ -4,7 +4,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from ..config import load_config
+from ..config_json import load_config
 from ..models.omni import omni_spec
 from . import store
 from .batches import run, scratch, share_out

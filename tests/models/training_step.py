@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from qwen3_omni_jax.tools.tiny import MEDIA_TOKEN_FIELDS, TOKEN_FIELDS, make_config
 
-from qwen3_omni_jax.config import parse_config
+from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.models.audio_encoder import encode_audio
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.models.talker import code_logits, talker_forward

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qwen3_omni_jax.config import load_config
+from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.expert_weights import Experts
 from qwen3_omni_jax.nn.int8 import Int8, dequantize, is_int8, quantize, summed_axes

@@ -7,7 +7,8 @@ import numpy as np
 from qwen3_omni_jax.tools.tiny import MEDIA_TOKEN_FIELDS, TOKEN_FIELDS, make_config
 from qwen3_omni_jax.train.batch import TrainBatch
 
-from qwen3_omni_jax.config import OmniConfig, parse_config
+from qwen3_omni_jax.config import OmniConfig
+from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.infer.collate import AudioWindows, Media, VisualFrames
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.models.thinker import ThinkerTokens

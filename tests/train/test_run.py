@@ -17,7 +17,7 @@ from qwen3_omni_jax.train.run_config import Evaluation, Run
 from qwen3_omni_jax.train.stages import LoraPart
 from qwen3_omni_jax.train.state import assemble, flat, roles
 
-from qwen3_omni_jax.config import load_config
+from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.nn.lora import Lora
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.opened import open_checkpoint

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from qwen3_omni_jax.tools.tiny import MEDIA_TOKEN_FIELDS, TOKEN_FIELDS, make_config
 
-from qwen3_omni_jax.config import OmniConfig, parse_config
+from qwen3_omni_jax.config import OmniConfig
+from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.weights.safetensors import write_shards
 from qwen3_omni_jax.weights.table import published_shapes
 

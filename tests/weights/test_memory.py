@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qwen3_omni_jax.config import parse_config
+from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.weights.safetensors import write_shards
 from qwen3_omni_jax.weights.table import published_shapes
 from qwen3_omni_jax.weights.writer import COMMIT_BYTES

@@ -12,7 +12,7 @@ import pytest
 import tensorstore as ts
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from qwen3_omni_jax.config import parse_config
+from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.params import is_param
 from qwen3_omni_jax.weights import writer
@@ -114,7 +114,7 @@ jax.distributed.initialize(f'127.0.0.1:{port}', num_processes=2, process_id=proc
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from qwen3_omni_jax.config import load_config
+from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.params import is_param
 from qwen3_omni_jax.weights.load import load_params

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen3_omni_jax.cli import main
-from qwen3_omni_jax.config import load_config
+from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.params import count
 from qwen3_omni_jax.weights.config_diff import diff, fields

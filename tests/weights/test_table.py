@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from qwen3_omni_jax.config import load_config, parse_config
+from qwen3_omni_jax.config_json import load_config, parse_config
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.params import count, leaves
 from qwen3_omni_jax.weights.load import load_params

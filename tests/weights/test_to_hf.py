@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qwen3_omni_jax.config import parse_config
+from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.opened import open_checkpoint
 from qwen3_omni_jax.weights.safetensors import INDEX, open_folder

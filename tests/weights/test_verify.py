@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qwen3_omni_jax.cli import main
-from qwen3_omni_jax.config import parse_config
+from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.weights import verify as verify_module
 from qwen3_omni_jax.weights.table import published_shapes
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
