@@ -78,10 +78,11 @@ class Ours:
       assert not result.error, result.error
       replies[int(result.row.id)] = result.reply
     stats = engine.stats
-    use = {'slot_use': round(stats.thinker_live / stats.thinker_steps, 3)}
-    use['prompt_padding'] = round(stats.padded_tokens / (stats.padded_tokens + stats.prompt_tokens), 3)
+    share = lambda part, whole: round(part / max(whole, 1), 3)  # a process may have come too late for any row
+    use = {'slot_use': share(stats.thinker_live, stats.thinker_steps)}
+    use['prompt_padding'] = share(stats.padded_tokens, stats.padded_tokens + stats.prompt_tokens)
     if speech:
-      use['talker_slot_use'] = round(stats.talker_live / stats.talker_steps, 3)
+      use['talker_slot_use'] = share(stats.talker_live, stats.talker_steps)
     return done(replies, speech) | use
 
   def static(self, speech: bool, size: int) -> dict:

@@ -6,16 +6,16 @@ import time
 
 
 class ProcessPerCore:
-  """`make(*args)` in every process. A with-block, at the end of which they are gone."""
+  """`make(folder, work)` in every process. A with-block, at the end of which they are gone."""
 
-  def __init__(self, make, *args):
+  def __init__(self, make, folder, work):
     context = multiprocessing.get_context('spawn')
     cores = sorted(os.sched_getaffinity(0))
-    self.number, self.rows, self._next = len(cores), args[-1].rows, context.Value('i', 0)
+    self.number, self.rows, self._next = len(cores), work.rows, context.Value('i', 0)
     self._pipes, self._processes = [], []
     for core in cores:
       here, there = context.Pipe()
-      process = context.Process(target=_serve, args=(core, there, self._next, make, args), daemon=True)
+      process = context.Process(target=_serve, args=(core, there, self._next, make, folder, work), daemon=True)
       process.start()
       self._pipes.append(here)
       self._processes.append(process)
@@ -52,7 +52,7 @@ class ProcessPerCore:
     return {'rows': rows, 'processor_s': sum(result['processor_s'] for result in results)}
 
 
-def _serve(core: int, pipe, following, make, args) -> None:
+def _serve(core: int, pipe, following, make, folder, work) -> None:
   os.sched_setaffinity(0, {core})  # before a library counts the processors: it then starts one thread
 
   def taken(number: int):
@@ -64,7 +64,7 @@ def _serve(core: int, pipe, following, make, args) -> None:
         return
       yield i
 
-  side = make(*args)
+  side = make(folder, work)
   pipe.send('ready')
   while (call := pipe.recv()) is not None:
     method, rest, rows = call
