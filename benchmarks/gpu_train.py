@@ -18,7 +18,8 @@ def train() -> None:
 
 
 def _steps(layers: int, lora: bool = False, media: bool = False, accumulate: int = 1) -> dict:
-  """The fastest of four steps. Full: everything the batch passes through is trained; depth is cut so that its optimiser fits."""
+  """The fastest of four steps. Full: everything the batch passes through is trained; depth is cut so that its optimiser fits.
+  peak_gb_so_far: of all cases up to this one, the device keeps no other count."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -55,7 +56,7 @@ def _steps(layers: int, lora: bool = False, media: bool = False, accumulate: int
   used = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
   return {
     'ms': round(1e3 * seconds, 1), 'tokens_per_s': round(accumulate * TOKENS / seconds),
-    'mfu': most and round(flops / seconds / most, 3), 'peak_gb': round(used / 1e9, 1), 'compile_s': round(times[0], 1),
+    'mfu': most and round(flops / seconds / most, 3), 'peak_gb_so_far': round(used / 1e9, 1), 'compile_s': round(times[0], 1),
     'loss': round(loss, 3),
   }  # fmt: skip
 
