@@ -71,13 +71,18 @@ def conversation(i: int, media: dict[str, list[str]]) -> dict:
 BROKEN = {  # 20 ways to break a row, each with the kind that must be reported
   'json': [lambda row: '{"custom_id": "x", "body": ', lambda row: 'not json at all', lambda row: '"a"["b"]'],
   'request': [
-    lambda row: '42', lambda row: json.dumps({'custom_id': 7, 'body': row['body']}),
-    lambda row: {**row, 'body': 'x' and []}, lambda row: _with(row, tempreature=1),
+    lambda row: '42',
+    lambda row: json.dumps({'custom_id': 7, 'body': row['body']}),
+    lambda row: {**row, 'body': 'x' and []},
+    lambda row: _with(row, tempreature=1),
     lambda row: {**row, 'body': {k: v for k, v in row['body'].items() if k != 'messages'}},
-    lambda row: _with(row, fps=-1), lambda row: _with(row, speech='yes'), lambda row: _with(row, modalities=['smell']),
+    lambda row: _with(row, fps=-1),
+    lambda row: _with(row, speech='yes'),
+    lambda row: _with(row, modalities=['smell']),
   ],
   'messages': [
-    lambda row: _with(row, messages=[]), lambda row: _with(row, messages=[{'role': 'wizard', 'content': 'hi'}]),
+    lambda row: _with(row, messages=[]),
+    lambda row: _with(row, messages=[{'role': 'wizard', 'content': 'hi'}]),
     lambda row: _with(row, messages=[{'role': 'user', 'content': [{'type': 'audio'}]}]),
   ],
   'media': [
@@ -87,7 +92,7 @@ BROKEN = {  # 20 ways to break a row, each with the kind that must be reported
   ],
   'settings': [lambda row: _with(row, temperature=-1), lambda row: _with(row, speaker='Nobody')],
   'too_long': [lambda row: _with(row, max_tokens=200_000)],
-}  # fmt: skip
+}
 
 
 def _with(row: dict, **changed) -> dict:
@@ -100,10 +105,33 @@ def _ask(part: dict) -> dict:
 
 def command(source: pathlib.Path, out: pathlib.Path, checkpoint: pathlib.Path, *more: str) -> list[str]:
   return [
-    sys.executable, '-m', 'qwen3_omni_jax.cli', 'batch', '--model', str(checkpoint), '--dtype', 'float32', '--input', str(source),
-    '--output', str(out), '--media-root', str(WORK / 'media'), '--speech', '--slots', str(SLOTS), '--lengths', str(LENGTH),
-    '--block-rows', '16', '--token-ids', '--cache-dir', str(WORK / 'programs'), '--json', *more,
-  ]  # fmt: skip
+    sys.executable,
+    '-m',
+    'qwen3_omni_jax.cli',
+    'batch',
+    '--model',
+    str(checkpoint),
+    '--dtype',
+    'float32',
+    '--input',
+    str(source),
+    '--output',
+    str(out),
+    '--media-root',
+    str(WORK / 'media'),
+    '--speech',
+    '--slots',
+    str(SLOTS),
+    '--lengths',
+    str(LENGTH),
+    '--block-rows',
+    '16',
+    '--token-ids',
+    '--cache-dir',
+    str(WORK / 'programs'),
+    '--json',
+    *more,
+  ]
 
 
 def run(*args, **options) -> tuple[int, dict]:
@@ -139,7 +167,7 @@ def undisturbed(args, source, checkpoint) -> dict:
   kept = all(compiled[kind] <= most for kind, most in bound.items())
   print('undisturbed', summary['seconds'], 's', summary['own']['slot_use'], sum(compiled.values()), 'programs', kept)
   programs = {'programs': sum(compiled.values()), 'programs_at_most': sum(bound.values()), 'each_kind_within_its_bound': kept}
-  return {'exit_code': code, 'digest': digest(out)[0], **programs, 'summary': summary}  # fmt: skip
+  return {'exit_code': code, 'digest': digest(out)[0], **programs, 'summary': summary}
 
 
 def program_bounds(checkpoint: pathlib.Path) -> dict[str, int]:
@@ -174,8 +202,13 @@ def kills(args, source, checkpoint) -> dict:
   ours, lines = digest(out)
   expected = digest(WORK / 'undisturbed')[0]
   print('kills', len(moments), 'equal', ours == expected)
-  return {'kills': len(moments), 'rows_written_at_each': moments, 'exit_code': code, 'lines': lines,
-          'equal_byte_for_byte': ours == expected}  # fmt: skip
+  return {
+    'kills': len(moments),
+    'rows_written_at_each': moments,
+    'exit_code': code,
+    'lines': lines,
+    'equal_byte_for_byte': ours == expected,
+  }
 
 
 def _written(out: pathlib.Path) -> int:
@@ -212,8 +245,10 @@ def broken(args, source, checkpoint) -> dict:
   out, path, expected = WORK / 'broken', WORK / 'broken.jsonl', {}
   with path.open('w') as file:
     for i in range(2000):
-      row = {'custom_id': f'row-{i}', 'body': {'messages': [{'role': 'user', 'content': f'Question {i}?'}], 'max_tokens': 4,
-                                              'speech': False}}  # fmt: skip
+      row = {
+        'custom_id': f'row-{i}',
+        'body': {'messages': [{'role': 'user', 'content': f'Question {i}?'}], 'max_tokens': 4, 'speech': False},
+      }
       line = row
       if i % 10 == 7:
         kind, way = flat[(i // 10) % 20]
@@ -226,8 +261,14 @@ def broken(args, source, checkpoint) -> dict:
   rows = [r for f in sorted((out / 'rows').glob('*.jsonl')) for r in map(json.loads, f.read_text().splitlines())]
   found = {r['row']: r['error']['kind'] for r in rows if 'error' in r}
   print('broken', code, summary['answered'], summary['failures'], 'as expected', found == expected)
-  return {'exit_code': code, 'answered': summary['answered'], 'failed': summary['failed'], 'failures': summary['failures'],
-          'every_kind_as_expected': found == expected, 'seconds': summary['seconds']}  # fmt: skip
+  return {
+    'exit_code': code,
+    'answered': summary['answered'],
+    'failed': summary['failed'],
+    'failures': summary['failures'],
+    'every_kind_as_expected': found == expected,
+    'seconds': summary['seconds'],
+  }
 
 
 def single(args, source, checkpoint) -> dict:
@@ -265,9 +306,15 @@ def single(args, source, checkpoint) -> dict:
       differing.append({k: one[k] for k in ('row', 'drawn', 'differs_in')} | {'same_with_weights_moved': f'{same} of {MOVES}'})
       wrong += not same
       print(differing[-1], flush=True)
-  return {'rows': len(found), 'rows_of_earlier_runs': known, 'spoken': sum(f['spoken'] for f in found),
-          'equal': len(found) - len(differing), 'differing': differing, 'wrong': wrong,
-          'largest_difference_of_samples': f'{max(f["worst"] for f in found)}/32768'}  # fmt: skip
+  return {
+    'rows': len(found),
+    'rows_of_earlier_runs': known,
+    'spoken': sum(f['spoken'] for f in found),
+    'equal': len(found) - len(differing),
+    'differing': differing,
+    'wrong': wrong,
+    'largest_difference_of_samples': f'{max(f["worst"] for f in found)}/32768',
+  }
 
 
 def moved(omni, number: int):
@@ -291,9 +338,13 @@ def answer(omni, row: dict):
   body = row['body']
   options = {'speaker': body['speaker'], 'max_frames': body['max_frames'], 'speech': True} if body['speech'] else {}
   return omni.generate(
-    [body['messages']], max_new_tokens=body['max_tokens'], temperature=body.get('temperature'), top_k=body.get('top_k'),
-    seed=row_seed(row['custom_id']), **options,
-  )[0]  # fmt: skip
+    [body['messages']],
+    max_new_tokens=body['max_tokens'],
+    temperature=body.get('temperature'),
+    top_k=body.get('top_k'),
+    seed=row_seed(row['custom_id']),
+    **options,
+  )[0]
 
 
 def difference(reply, line: dict) -> tuple[str | None, int]:

@@ -49,8 +49,10 @@ def main() -> None:
   job(200, 'warm')
   clock, processor = job(args.rows, 'rows')
   seconds = clock['seconds']
-  print(f'{args.rows} rows in {seconds:.1f} s: {seconds / args.rows * 1e3:.2f} ms a row, {processor / args.rows * 1e3:.2f} ms '
-        f'of processor time, model included; others had {clock["others"]:.0%} of the processors')  # fmt: skip
+  print(
+    f'{args.rows} rows in {seconds:.1f} s: {seconds / args.rows * 1e3:.2f} ms a row, {processor / args.rows * 1e3:.2f} ms '
+    f'of processor time, model included; others had {clock["others"]:.0%} of the processors'
+  )
   result = {'rows': args.rows, 'new_tokens_per_row': 8, 'seconds': seconds, 'processors_that_others_had': clock['others']}
   result |= {'ms_per_row': round(seconds / args.rows * 1e3, 3)}
   common.save('batch_overhead', circumstances | result | {'processor_ms_per_row': round(processor / args.rows * 1e3, 3)})

@@ -94,8 +94,9 @@ class Ours:
 
 
 def done(replies: dict, speech: bool) -> dict:
-  return {'rows': {i: [r.token_ids, *((len(r.speech.codes), len(r.speech.samples)) if speech else (0, 0))]
-                   for i, r in replies.items()}}  # fmt: skip
+  return {
+    'rows': {i: [r.token_ids, *((len(r.speech.codes), len(r.speech.samples)) if speech else (0, 0))] for i, r in replies.items()}
+  }
 
 
 class Theirs:
@@ -138,12 +139,20 @@ class Theirs:
         if speech:
           # A row's last code is drawn and no frame; but of rows that end before the longest, it is counted as a frame.
           ends = [f if f < max(many) else f + 1 for f in many]
-          spoken = {'return_audio': True, 'talker_max_new_tokens': max(many) + 1, 'talker_do_sample': False,
-                    'talker_stopping_criteria': [RowLimits(ends, 0)]}  # fmt: skip
+          spoken = {
+            'return_audio': True,
+            'talker_max_new_tokens': max(many) + 1,
+            'talker_do_sample': False,
+            'talker_stopping_criteria': [RowLimits(ends, 0)],
+          }
         out = model.generate(
-          **batch, thinker_max_new_tokens=max(tokens), thinker_eos_token_id=-1, thinker_pad_token_id=0,
-          thinker_stopping_criteria=[RowLimits(tokens, prompt)], **spoken,
-        )  # fmt: skip
+          **batch,
+          thinker_max_new_tokens=max(tokens),
+          thinker_eos_token_id=-1,
+          thinker_pad_token_id=0,
+          thinker_stopping_criteria=[RowLimits(tokens, prompt)],
+          **spoken,
+        )
         sequences, waves = out if speech else (out, [None] * len(members))
         for i, row, wave in zip(members, sequences, waves, strict=True):
           samples = 0 if wave is None else wave.numel()

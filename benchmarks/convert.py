@@ -113,8 +113,11 @@ def main() -> None:
     runs: dict[str, list[dict]] = {action: [] for action in ('copy', 'copy, not synced', 'to-jax', 'to-hf')}
     for _ in range(args.rounds):
       for action, source, target in (
-        ('copy', 'hf', 'copy'), ('copy, not synced', 'hf', 'copy'), ('to-jax', 'hf', 'jax'), ('to-hf', 'jax', 'back'),
-      ):  # fmt: skip
+        ('copy', 'hf', 'copy'),
+        ('copy, not synced', 'hf', 'copy'),
+        ('to-jax', 'hf', 'jax'),
+        ('to-hf', 'jax', 'back'),
+      ):
         shutil.rmtree(root / target, ignore_errors=True)
         runs[action].append(measure(action, root / source, root / target, size))
     files = sorted(path.name for path in (root / 'hf').iterdir())

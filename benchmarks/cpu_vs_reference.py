@@ -42,8 +42,10 @@ def main() -> None:
   bandwidth = common.read_bandwidth()
   limit = active_bytes(omni) / bandwidth
   ratio = rows['decode, per token'][0] / limit
-  print(f'memory: {bandwidth / 1e9:.1f} GB/s read, {active_bytes(omni) / 1e6:.0f} MB a token: at best {limit * 1e3:.2f} ms, '
-        f'ours takes {ratio:.2f} times that')  # fmt: skip
+  print(
+    f'memory: {bandwidth / 1e9:.1f} GB/s read, {active_bytes(omni) / 1e6:.0f} MB a token: at best {limit * 1e3:.2f} ms, '
+    f'ours takes {ratio:.2f} times that'
+  )
   result = circumstances | {
     'checkpoint': 'small preset, float32, 2 threads each; medians',
     'rows': table,

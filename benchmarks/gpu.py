@@ -204,9 +204,11 @@ def thinker() -> None:
   def prefill():
     sampling, limits = settings(1)
     batch = prompt(1, PROMPT).replace(media=())
-    run = lambda: decode.prefill(
-      params, cfg, batch, Features(), sampling, limits, slots=PROMPT, outputs=64, penalised=False, dtype=jnp.bfloat16
-    )[0].token  # fmt: skip
+    run = lambda: (
+      decode.prefill(
+        params, cfg, batch, Features(), sampling, limits, slots=PROMPT, outputs=64, penalised=False, dtype=jnp.bfloat16
+      )[0].token
+    )
     return {'ms': median_ms(run, 5)}
 
   tried('prefill', prefill, tokens=PROMPT)
@@ -215,10 +217,15 @@ def thinker() -> None:
     sampling, limits = settings(B)
     zeros = jnp.zeros(B, jnp.int32)
     state = decode.State(
-      cache=init_cache(cfg.text, B, context + 256, jnp.bfloat16), filled=jnp.full(B, context, jnp.int32),
-      position=jnp.full(B, context, jnp.float32), token=jnp.arange(B, dtype=jnp.int32), done=jnp.zeros(B, bool),
-      output=jnp.zeros((B, 256), jnp.int32), count=zeros, seen=None,
-    )  # fmt: skip
+      cache=init_cache(cfg.text, B, context + 256, jnp.bfloat16),
+      filled=jnp.full(B, context, jnp.int32),
+      position=jnp.full(B, context, jnp.float32),
+      token=jnp.arange(B, dtype=jnp.int32),
+      done=jnp.zeros(B, bool),
+      output=jnp.zeros((B, 256), jnp.int32),
+      count=zeros,
+      seen=None,
+    )
     times = []
     for _ in range(3):
       started = time.perf_counter()

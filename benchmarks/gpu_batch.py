@@ -83,8 +83,13 @@ def _answered(omni, rows: list, slots: int) -> dict:
     wrong = [r.error for r in results if r.error]
     assert not wrong, wrong[0]
   stats, seconds = engine.stats, times[-1]
-  out = {'seconds': round(seconds, 2), 'rows_per_s': round(len(rows) / seconds, 2), 'first_run_s': round(times[0], 1),
-         'tokens_per_s': round(stats.output_tokens / seconds, 1), 'prompt_tokens': stats.prompt_tokens}  # fmt: skip
+  out = {
+    'seconds': round(seconds, 2),
+    'rows_per_s': round(len(rows) / seconds, 2),
+    'first_run_s': round(times[0], 1),
+    'tokens_per_s': round(stats.output_tokens / seconds, 1),
+    'prompt_tokens': stats.prompt_tokens,
+  }
   if speech:
     sound = sum(r.reply.speech.duration_s for r in results)
     out |= {'audio_s': round(sound, 1), 'audio_s_per_s': round(sound / seconds, 1)}

@@ -7,9 +7,14 @@ import gpu
 TOKENS = 8192
 CLIPS, IMAGES = 11, 8  # of 8 s and of 512 × 512: 14 and 25 % of the tokens
 CASES = (
-  {'layers': 2}, {'layers': 4}, {'layers': 4, 'accumulate': 4}, {'layers': 4, 'media': True},
-  {'layers': 24, 'lora': True}, {'layers': 24, 'lora': True, 'media': True}, {'layers': 48, 'lora': True},
-)  # fmt: skip
+  {'layers': 2},
+  {'layers': 4},
+  {'layers': 4, 'accumulate': 4},
+  {'layers': 4, 'media': True},
+  {'layers': 24, 'lora': True},
+  {'layers': 24, 'lora': True, 'media': True},
+  {'layers': 48, 'lora': True},
+)
 
 
 def train() -> None:
@@ -55,10 +60,13 @@ def _steps(layers: int, lora: bool = False, media: bool = False, accumulate: int
   seconds, most = min(times[1:]), peak()
   used = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
   return {
-    'ms': round(1e3 * seconds, 1), 'tokens_per_s': round(accumulate * TOKENS / seconds),
-    'mfu': most and round(flops / seconds / most, 3), 'peak_gb_so_far': round(used / 1e9, 1), 'compile_s': round(times[0], 1),
+    'ms': round(1e3 * seconds, 1),
+    'tokens_per_s': round(accumulate * TOKENS / seconds),
+    'mfu': most and round(flops / seconds / most, 3),
+    'peak_gb_so_far': round(used / 1e9, 1),
+    'compile_s': round(times[0], 1),
     'loss': round(loss, 3),
-  }  # fmt: skip
+  }
 
 
 def _batch(cfg, media: bool):

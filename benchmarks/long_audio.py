@@ -1,6 +1,6 @@
 """Forty minutes of sound through the tiny model, end to end: time, peak memory, and no buffer that grows with the square.
 
-    python benchmarks/long_audio.py [--minutes 40]
+python benchmarks/long_audio.py [--minutes 40]
 """
 
 import argparse
@@ -48,8 +48,10 @@ def main() -> None:
 
   tokens = bucket(reply.prompt_tokens)
   whole, half = temporary(tokens), temporary(tokens // 2)
-  print(f'{audio_tokens} audio tokens of {reply.prompt_tokens}; {seconds:.1f} s with compilation; peak {peak:.0f} MB '
-        f'({loaded:.0f} MB before); prefill workspace {whole / 1e6:.0f} MB, at half the length {half / 1e6:.0f} MB')  # fmt: skip
+  print(
+    f'{audio_tokens} audio tokens of {reply.prompt_tokens}; {seconds:.1f} s with compilation; peak {peak:.0f} MB '
+    f'({loaded:.0f} MB before); prefill workspace {whole / 1e6:.0f} MB, at half the length {half / 1e6:.0f} MB'
+  )
   result = circumstances | {
     'minutes': args.minutes,
     'audio_tokens': audio_tokens,

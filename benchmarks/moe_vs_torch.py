@@ -90,9 +90,12 @@ class Layer:
     way = min(times, key=lambda way: times[way][1])
     mine, its = times[way]
     return {
-      'ours_ms': round(mine * 1e3, 3), 'torch_ms': round(its * 1e3, 3), 'way': way, 'ratio': round(mine / its, 3),
+      'ours_ms': round(mine * 1e3, 3),
+      'torch_ms': round(its * 1e3, 3),
+      'way': way,
+      'ratio': round(mine / its, 3),
       'torch_ways_ms': {way: round(t * 1e3, 3) for way, (_, t) in times.items()},
-    }  # fmt: skip
+    }
 
   def ours(self, x: np.ndarray, direction: str):
     import jax

@@ -79,8 +79,10 @@ def main() -> None:
   *_, last = omni.stream(messages, **stream)
   seconds = last.timings
   rtf = seconds['total_s'] / last.reply.speech.duration_s
-  print(f'stream: first token {seconds["first_token_s"] * 1e3:.0f} ms, first audio {seconds["first_audio_s"] * 1e3:.0f} ms, '
-        f'real-time factor {rtf:.2f}')  # fmt: skip
+  print(
+    f'stream: first token {seconds["first_token_s"] * 1e3:.0f} ms, first audio {seconds["first_audio_s"] * 1e3:.0f} ms, '
+    f'real-time factor {rtf:.2f}'
+  )
   share = our_wave / (our_wave + our_frames)
   table = {
     name: {'ours_ms': round(a, 3), 'reference_ms': round(b, 3), 'times_faster': round(b / a, 2)} for name, (a, b) in rows.items()

@@ -86,9 +86,12 @@ def beside(folder: pathlib.Path, remat: str, repeats: int) -> dict:
     raise ValueError(f'losses differ: {a} here, {b} there')
   seconds = common.side_by_side(ours, theirs, repeats)
   return {
-    'remat': remat, 'loss': round(a, 5), 'ours_ms': round(seconds[0] * 1e3, 1), 'reference_ms': round(seconds[1] * 1e3, 1),
+    'remat': remat,
+    'loss': round(a, 5),
+    'ours_ms': round(seconds[0] * 1e3, 1),
+    'reference_ms': round(seconds[1] * 1e3, 1),
     'times_faster': round(seconds[1] / seconds[0], 2),
-  }  # fmt: skip
+  }
 
 
 def idle(folder: pathlib.Path) -> dict:
@@ -101,22 +104,45 @@ def idle(folder: pathlib.Path) -> dict:
 
   with tempfile.TemporaryDirectory() as place:
     records, out = write_records(pathlib.Path(place) / 'data'), pathlib.Path(place) / 'run'
-    train(read(Run, None, [
-      f'model={folder}', f'out={out}', 'mesh=single', f'steps={STEPS}', f'save.every={STEPS}', 'log.tensorboard=false',
-      'step={dtype: float32, remat: none, encoder_remat: none}', 'parts=[{pattern: thinker/, lr: 1e-4}]',
-      'data=' + json.dumps({
-        'rows': 1, 'length': TOKENS, 'audio_s': 16, 'visual_patches': 256, 'visual_row': 256, 'buffer': 32,
-        'max_image_pixels': 4096, 'sources': [{'path': str(records)}],
-      }),
-    ]))  # fmt: skip
+    train(
+      read(
+        Run,
+        None,
+        [
+          f'model={folder}',
+          f'out={out}',
+          'mesh=single',
+          f'steps={STEPS}',
+          f'save.every={STEPS}',
+          'log.tensorboard=false',
+          'step={dtype: float32, remat: none, encoder_remat: none}',
+          'parts=[{pattern: thinker/, lr: 1e-4}]',
+          'data='
+          + json.dumps(
+            {
+              'rows': 1,
+              'length': TOKENS,
+              'audio_s': 16,
+              'visual_patches': 256,
+              'visual_row': 256,
+              'buffer': 32,
+              'max_image_pixels': 4096,
+              'sources': [{'path': str(records)}],
+            }
+          ),
+        ],
+      )
+    )
     lines = [json.loads(line) for line in (out / 'metrics.jsonl').read_text().splitlines()][2:-1]  # the last one also saves
   total = lambda name: sum(line[name] for line in lines)
   return {
-    'steps': len(lines), 'records_a_step': round(total('records') / len(lines), 1),
+    'steps': len(lines),
+    'records_a_step': round(total('records') / len(lines), 1),
     'padding': round(total('padding') / len(lines), 3),
-    'step_ms': round(1e3 * total('step_s') / len(lines), 1), 'waited_for_data_ms': round(1e3 * total('input_s') / len(lines), 3),
+    'step_ms': round(1e3 * total('step_s') / len(lines), 1),
+    'waited_for_data_ms': round(1e3 * total('input_s') / len(lines), 3),
     'idle_share': round(total('input_s') / total('step_s'), 5),
-  }  # fmt: skip
+  }
 
 
 if __name__ == '__main__':

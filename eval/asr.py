@@ -26,12 +26,26 @@ LYRICS_PROMPT = (
 )
 # FLEURS configuration -> (language code, its name in the prompt): the 19 languages of speech input.
 FLEURS = {
-  'ar_eg': ('ar', 'Arabic'), 'de_de': ('de', 'German'), 'en_us': ('en', 'English'), 'es_419': ('es', 'Spanish'),
-  'fr_fr': ('fr', 'French'), 'id_id': ('id', 'Indonesian'), 'it_it': ('it', 'Italian'), 'ja_jp': ('ja', 'Japanese'),
-  'ko_kr': ('ko', 'Korean'), 'ms_my': ('ms', 'Malay'), 'nl_nl': ('nl', 'Dutch'), 'pt_br': ('pt', 'Portuguese'),
-  'ru_ru': ('ru', 'Russian'), 'th_th': ('th', 'Thai'), 'tr_tr': ('tr', 'Turkish'), 'ur_pk': ('ur', 'Urdu'),
-  'vi_vn': ('vi', 'Vietnamese'), 'yue_hant_hk': ('yue', 'Cantonese'), 'cmn_hans_cn': ('zh', 'Chinese'),
-}  # fmt: skip
+  'ar_eg': ('ar', 'Arabic'),
+  'de_de': ('de', 'German'),
+  'en_us': ('en', 'English'),
+  'es_419': ('es', 'Spanish'),
+  'fr_fr': ('fr', 'French'),
+  'id_id': ('id', 'Indonesian'),
+  'it_it': ('it', 'Italian'),
+  'ja_jp': ('ja', 'Japanese'),
+  'ko_kr': ('ko', 'Korean'),
+  'ms_my': ('ms', 'Malay'),
+  'nl_nl': ('nl', 'Dutch'),
+  'pt_br': ('pt', 'Portuguese'),
+  'ru_ru': ('ru', 'Russian'),
+  'th_th': ('th', 'Thai'),
+  'tr_tr': ('tr', 'Turkish'),
+  'ur_pk': ('ur', 'Urdu'),
+  'vi_vn': ('vi', 'Vietnamese'),
+  'yue_hant_hk': ('yue', 'Cantonese'),
+  'cmn_hans_cn': ('zh', 'Chinese'),
+}
 
 
 def prompt(language: str, name: str) -> str:
@@ -189,9 +203,12 @@ BENCHMARKS = [
   _benchmark('fleurs-en', 'FLEURS en', 'fleurs', functools.partial(fleurs, codes=['en_us'])),
   _benchmark('fleurs-zh', 'FLEURS zh', 'fleurs', functools.partial(fleurs, codes=['cmn_hans_cn'])),
   _benchmark(
-    'fleurs-avg19', 'FLEURS, mean of 19 languages', 'fleurs', functools.partial(fleurs, codes=list(FLEURS)),
+    'fleurs-avg19',
+    'FLEURS, mean of 19 languages',
+    'fleurs',
+    functools.partial(fleurs, codes=list(FLEURS)),
     scorer=functools.partial(score, average=True),
   ),
   _benchmark('mir1k', 'MIR-1K, vocals only', 'mir1k', lyrics, scorer=score_lyrics),
   _benchmark('opencpop', 'Opencpop test', 'opencpop', lyrics, scorer=score_lyrics),
-]  # fmt: skip
+]

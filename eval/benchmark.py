@@ -146,9 +146,14 @@ def user(*parts: Any) -> list[dict[str, Any]]:
 
 
 def ratio_scores(
-  rows: list[Row], signature: str, *, name: str = 'accuracy', groups: Sequence[str] | None = None, lower_is_better: bool = False,
+  rows: list[Row],
+  signature: str,
+  *,
+  name: str = 'accuracy',
+  groups: Sequence[str] | None = None,
+  lower_is_better: bool = False,
   extra: Mapping[str, float] | None = None,
-) -> Scores:  # fmt: skip
+) -> Scores:
   """Scores whose metric is sum(value) / sum(weight) in percent — the mean of that over groups, where groups are given."""
   if not rows or not sum(row.weight for row in rows):
     raise ValueError('nothing to score: no item has a reference of any length')

@@ -41,9 +41,13 @@ def from_statistics(total: np.ndarray) -> float:
 
   counts = [int(n) for n in total]
   score = BLEU.compute_bleu(
-    correct=counts[:ORDER], total=counts[ORDER : 2 * ORDER], sys_len=counts[-2], ref_len=counts[-1],
-    smooth_method='exp', max_ngram_order=ORDER,
-  )  # fmt: skip
+    correct=counts[:ORDER],
+    total=counts[ORDER : 2 * ORDER],
+    sys_len=counts[-2],
+    ref_len=counts[-1],
+    smooth_method='exp',
+    max_ngram_order=ORDER,
+  )
   return float(score.score)
 
 

@@ -28,5 +28,14 @@ def load(folder: pathlib.Path) -> list[Item]:
 
 BENCHMARKS = [
   Benchmark(
-    'daily-omni', 'Daily-Omni', 'audiovisual', 'daily_omni', load, multiple_choice('daily_omni'),
-    DIALECTS['daily_omni'].official, 1197, audio_in_video=True, ) ]  # fmt: skip
+    'daily-omni',
+    'Daily-Omni',
+    'audiovisual',
+    'daily_omni',
+    load,
+    multiple_choice('daily_omni'),
+    DIALECTS['daily_omni'].official,
+    1197,
+    audio_in_video=True,
+  )
+]

@@ -80,9 +80,15 @@ def mmstar(reply: str, options: Options) -> str | None:
 
 # 'is' and 'option:' run on into the next entry: two commas are missing in the official list, and scores depend on it.
 _VIDEO_MME_PREFIXES = (
-  'The best answer is', 'The correct answer is', 'The answer is', 'The answer', 'The best option isThe correct option is',
-  'Best answer:Best option:', 'Answer:', 'Option:',
-)  # fmt: skip
+  'The best answer is',
+  'The correct answer is',
+  'The answer is',
+  'The answer',
+  'The best option isThe correct option is',
+  'Best answer:Best option:',
+  'Answer:',
+  'Option:',
+)
 
 
 def video_mme(reply: str, options: Options) -> str | None:
@@ -118,9 +124,11 @@ def daily_omni(reply: str, options: Options) -> str | None:
 
 
 _REFUSALS = (
-  "Sorry, I can't help with images of people yet.", "I can't process this file.", "I'm sorry, but without the image provided",
+  "Sorry, I can't help with images of people yet.",
+  "I can't process this file.",
+  "I'm sorry, but without the image provided",
   'Cannot determine the answer',
-)  # fmt: skip
+)
 
 
 def qwen(reply: str, options: Options) -> str | None:

@@ -11,8 +11,22 @@ from collections.abc import Callable
 
 DIGITS = '零一二三四五六七八九'
 # Unit characters and their powers of ten, in the system where 兆 is 10^12.
-UNITS = {1: '十', 2: '百', 3: '千', 4: '万', 8: '亿', 12: '兆', 16: '京', 20: '垓', 24: '秭', 28: '穰', 32: '沟', 36: '涧',
-         40: '正', 44: '载'}  # fmt: skip
+UNITS = {
+  1: '十',
+  2: '百',
+  3: '千',
+  4: '万',
+  8: '亿',
+  12: '兆',
+  16: '京',
+  20: '垓',
+  24: '秭',
+  28: '穰',
+  32: '沟',
+  36: '涧',
+  40: '正',
+  44: '载',
+}
 _UNIT_CHARACTERS = frozenset(UNITS.values())
 
 _MONEY = '((亿|千万|百万|万|千|百)|(亿|千万|百万|万|千|百|)元|(亿|千万|百万|万|千|百|)块|角|毛|分)'

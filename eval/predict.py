@@ -33,17 +33,29 @@ class OmniPredictor:
   """Answers with an `Omni`. asr: what writes down a spoken wave file for the speech suite, None if that is done elsewhere."""
 
   def __init__(
-    self, omni: Any, *, batch_size: int = 16, speaker: str = 'Ethan', max_frames: int | None = None,
+    self,
+    omni: Any,
+    *,
+    batch_size: int = 16,
+    speaker: str = 'Ethan',
+    max_frames: int | None = None,
     asr: Callable[[pathlib.Path], str] | None = None,
-  ):  # fmt: skip
+  ):
     self.omni, self.batch_size, self.speaker, self.max_frames, self.asr = omni, batch_size, speaker, max_frames, asr
 
   def __call__(self, conversations: Sequence[Conversation], settings: Settings) -> list[Answer]:
     replies = self.omni.generate(
-      conversations, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_k=settings.top_k,
-      top_p=settings.top_p, seed=[settings.seed] * len(conversations), fps=settings.fps, audio_in_video=settings.audio_in_video,
-      batch_size=self.batch_size, on_error='return',
-    )  # fmt: skip
+      conversations,
+      max_new_tokens=settings.max_new_tokens,
+      temperature=settings.temperature,
+      top_k=settings.top_k,
+      top_p=settings.top_p,
+      seed=[settings.seed] * len(conversations),
+      fps=settings.fps,
+      audio_in_video=settings.audio_in_video,
+      batch_size=self.batch_size,
+      on_error='return',
+    )
     return [Answer(None if r.finish_reason == 'error' else r.text, r.finish_reason, r.reasoning, r.error) for r in replies]
 
   def choose(self, conversations: Sequence[Conversation], letters: Sequence[Sequence[str]]) -> list[Answer]:
@@ -89,11 +101,17 @@ class EnginePredictor(OmniPredictor):
     media = {'fps': settings.fps, 'audio_in_video': settings.audio_in_video}
     asked = (
       Row(
-        key, messages, settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p,
-        seed=zlib.crc32(f'{settings.seed}/{key}'.encode()), prompt=media,
+        key,
+        messages,
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.top_k,
+        settings.top_p,
+        seed=zlib.crc32(f'{settings.seed}/{key}'.encode()),
+        prompt=media,
       )
       for key, messages in rows
-    )  # fmt: skip
+    )
     for result in self.engine.answer(asked):
       if result.reply is None:
         yield result.row.id, Answer(None, 'error', error=f'{result.kind}: {result.error}')

@@ -68,9 +68,10 @@ def parquet(paths: Iterable[pathlib.Path]) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
       schema = file.schema_arrow
       embedded = [
-        f.name for f in schema
+        f.name
+        for f in schema
         if pa.types.is_binary(f.type) or (pa.types.is_struct(f.type) and f.type.get_field_index('bytes') >= 0)
-      ]  # fmt: skip
+      ]
       rows = file.read(columns=[name for name in schema.names if name not in embedded]).to_pylist()
     for i, row in enumerate(rows):
       yield {**row, **{name: Cell(path, name, i) for name in embedded}}

@@ -22,9 +22,24 @@ from . import (
 from .benchmark import Benchmark
 
 FAMILIES = (
-  asr, translation, voicebench, mmau, mmsu, mmmu, mathvista, mmstar, hallusionbench, video_mme, mlvu, lvbench, worldsense,
-  daily_omni, seed_tts, text, nano,
-)  # fmt: skip
+  asr,
+  translation,
+  voicebench,
+  mmau,
+  mmsu,
+  mmmu,
+  mathvista,
+  mmstar,
+  hallusionbench,
+  video_mme,
+  mlvu,
+  lvbench,
+  worldsense,
+  daily_omni,
+  seed_tts,
+  text,
+  nano,
+)
 BENCHMARKS: dict[str, Benchmark] = {b.name: b for family in FAMILIES for b in family.BENCHMARKS}
 SUITES = ('audio', 'vision', 'audiovisual', 'speech', 'text')
 

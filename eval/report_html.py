@@ -107,8 +107,13 @@ def _example(result: Result, i: int) -> str:
     p['text'] for m in item.messages if isinstance(m['content'], list) for p in m['content'] if p['type'] == 'text'
   )
   reply = answer.error or 'no reply' if answer.text is None else answer.text
-  facts = {'id': item.id, 'question': asked, 'reference': item.reference, 'reply': reply,
-           'read as': row.extracted if row.readable else 'unreadable'}  # fmt: skip
+  facts = {
+    'id': item.id,
+    'question': asked,
+    'reference': item.reference,
+    'reply': reply,
+    'read as': row.extracted if row.readable else 'unreadable',
+  }
   if facts['read as'] == reply:
     del facts['read as']
   cells = ''.join(f'<dt>{k}</dt><dd>{html.escape(_short(str(v), 600))}</dd>' for k, v in facts.items() if v not in ('', None))

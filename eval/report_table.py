@@ -22,8 +22,19 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     failed = (str(r['unreadable']), str(r['errors']))
     out.append((r['title'], arrow, f'{ours:.2f}', between, known, difference, count, *failed))
   if overall := summary.get('voicebench_overall'):
-    out.append(('VoiceBench Overall', 'mean of nine ↑', f'{overall["ours"]:.2f}', '', f'{overall["published"]}',
-                f'{overall["ours"] - overall["published"]:+.2f}' if overall['published'] else '', '', '', ''))  # fmt: skip
+    out.append(
+      (
+        'VoiceBench Overall',
+        'mean of nine ↑',
+        f'{overall["ours"]:.2f}',
+        '',
+        f'{overall["published"]}',
+        f'{overall["ours"] - overall["published"]:+.2f}' if overall['published'] else '',
+        '',
+        '',
+        '',
+      )
+    )
   return out
 
 

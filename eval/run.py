@@ -46,19 +46,33 @@ class Result:
       return {**head, 'skipped': self.skipped}
     low, high = interval(self.scores)
     return {
-      **head, 'metrics': {k: round(v, 4) for k, v in self.scores.metrics.items()}, 'interval_95': [round(low, 4), round(high, 4)],
-      'published': published(self.benchmark.name, variant), 'lower_is_better': self.scores.lower_is_better,
-      'items': len(self.items), 'expected_items': self.check.expected, 'items_without_media': len(self.check.lost),
-      'unreadable': self.scores.unreadable, 'errors': sum(a.text is None for a in self.answers),
-      'cut_off': sum(a.finish_reason == 'length' for a in self.answers), 'signature': self.scores.signature,
+      **head,
+      'metrics': {k: round(v, 4) for k, v in self.scores.metrics.items()},
+      'interval_95': [round(low, 4), round(high, 4)],
+      'published': published(self.benchmark.name, variant),
+      'lower_is_better': self.scores.lower_is_better,
+      'items': len(self.items),
+      'expected_items': self.check.expected,
+      'items_without_media': len(self.check.lost),
+      'unreadable': self.scores.unreadable,
+      'errors': sum(a.text is None for a in self.answers),
+      'cut_off': sum(a.finish_reason == 'length' for a in self.answers),
+      'signature': self.scores.signature,
       'settings': dataclasses.asdict(self.settings) if self.settings else 'predictions from a file',
-    }  # fmt: skip
+    }
 
 
 def evaluate(
-  predict: Any, benchmarks: Sequence[Benchmark], root: pathlib.Path, *, variant: Variant = 'instruct',
-  limit: int | None = None, scoring: Scoring = NO_JUDGE, changes: Mapping[str, Any] | None = None, batch: int = 16,
-) -> dict[str, Scores]:  # fmt: skip
+  predict: Any,
+  benchmarks: Sequence[Benchmark],
+  root: pathlib.Path,
+  *,
+  variant: Variant = 'instruct',
+  limit: int | None = None,
+  scoring: Scoring = NO_JUDGE,
+  changes: Mapping[str, Any] | None = None,
+  batch: int = 16,
+) -> dict[str, Scores]:
   """Scores by benchmark name. predict: an `Omni`, or a predictor. limit: items, evenly spread. changes: settings to replace.
 
   Raises ValueError for missing files, and for a set that needs a judge without one.
@@ -147,10 +161,21 @@ def wave_path(folder: pathlib.Path, item: Item) -> pathlib.Path:
 
 
 def run_suite(
-  predict: Any, benchmarks: Sequence[Benchmark], root: pathlib.Path, out: pathlib.Path, *, variant: Variant, model: str,
-  limit: int | None = None, scoring: Scoring = NO_JUDGE, changes: Mapping[str, Any] | None = None, batch: int = 16,
-  allow_missing: bool = False, transcripts: Mapping[str, str] | None = None, log: Log = print,
-) -> list[Result]:  # fmt: skip
+  predict: Any,
+  benchmarks: Sequence[Benchmark],
+  root: pathlib.Path,
+  out: pathlib.Path,
+  *,
+  variant: Variant,
+  model: str,
+  limit: int | None = None,
+  scoring: Scoring = NO_JUDGE,
+  changes: Mapping[str, Any] | None = None,
+  batch: int = 16,
+  allow_missing: bool = False,
+  transcripts: Mapping[str, str] | None = None,
+  log: Log = print,
+) -> list[Result]:
   """Checks all data, then answers and scores benchmark by benchmark; replies in OUT/<benchmark>/replies.jsonl.
 
   Raises ValueError before anything is answered if media are missing (unless allow_missing leaves those items out, counted),

@@ -57,8 +57,15 @@ def manifest(items: Sequence[Item], waves: Sequence[pathlib.Path]) -> str:
 
 BENCHMARKS = [
   Benchmark(
-    f'seed-tts-{lang}', f'SEED-TTS test-{lang}', 'speech', 'seed_tts', functools.partial(load, language=lang), score, SCORER,
-    expected=number, answer='speak',
+    f'seed-tts-{lang}',
+    f'SEED-TTS test-{lang}',
+    'speech',
+    'seed_tts',
+    functools.partial(load, language=lang),
+    score,
+    SCORER,
+    expected=number,
+    answer='speak',
   )
   for lang, number in (('en', 1088), ('zh', 2020))
-]  # fmt: skip
+]

@@ -18,7 +18,7 @@ def load_gsm8k(folder: pathlib.Path) -> list[Item]:
   return [
     Item(str(i), user(record['question'] + ASK), answers.last_number(record['answer']))
     for i, record in enumerate(_records(folder))
-  ]  # fmt: skip
+  ]
 
 
 def score_gsm8k(items: Sequence[Item], replies: Sequence[str | None], scoring: Scoring) -> Scores:

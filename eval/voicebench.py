@@ -62,9 +62,16 @@ Is the candidate answer correct based on the question and reference answer?
 Please only output a single "Yes" or "No". Do not output anything else."""  # noqa: W291
 
 SUBSETS = {
-  'alpacaeval_full': 636, 'commoneval': 200, 'wildvoice': 1000, 'sd-qa': 553, 'mmsu': 3074, 'openbookqa': 455, 'bbh': 1000,
-  'ifeval': 345, 'advbench': 520,
-}  # fmt: skip
+  'alpacaeval_full': 636,
+  'commoneval': 200,
+  'wildvoice': 1000,
+  'sd-qa': 553,
+  'mmsu': 3074,
+  'openbookqa': 455,
+  'bbh': 1000,
+  'ifeval': 345,
+  'advbench': 520,
+}
 OPEN = ('alpacaeval_full', 'commoneval', 'wildvoice')
 
 
@@ -148,8 +155,12 @@ def score_ifeval(items: Sequence[Item], replies: Sequence[str | None], scoring: 
     rows.append(Row(item.id, sum(passed[0]), len(names), passed, reply is not None))
   table = np.array(units)
   total = table.sum(axis=0)
-  parts = {'strict prompt': total[0] / total[4], 'strict instruction': total[1] / total[5], 'loose prompt': total[2] / total[4],
-           'loose instruction': total[3] / total[5]}  # fmt: skip
+  parts = {
+    'strict prompt': total[0] / total[4],
+    'strict instruction': total[1] / total[5],
+    'loose prompt': total[2] / total[4],
+    'loose instruction': total[3] / total[5],
+  }
   metrics = {'final': _ifeval_final(total[None]), **{k: 100 * float(v) for k, v in parts.items()}}
   return Scores(metrics, rows, table, np.zeros(len(rows), np.int64), _ifeval_final, SCORER)
 
@@ -184,8 +195,15 @@ _SCORERS = {
 }
 BENCHMARKS = [
   Benchmark(
-    f'voicebench-{name}', f'VoiceBench {name}', 'audio', f'voicebench/{name}', load,
-    _SCORERS.get(name) or multiple_choice('voicebench'), SCORER, number, needs_judge=name in (*OPEN, 'sd-qa'),
+    f'voicebench-{name}',
+    f'VoiceBench {name}',
+    'audio',
+    f'voicebench/{name}',
+    load,
+    _SCORERS.get(name) or multiple_choice('voicebench'),
+    SCORER,
+    number,
+    needs_judge=name in (*OPEN, 'sd-qa'),
   )
   for name, number in SUBSETS.items()
-]  # fmt: skip
+]

@@ -21,8 +21,11 @@ def load(folder: pathlib.Path) -> list[Item]:
   items = []
   for name, video in read.json_file(folder / 'worldsense_qa.json').items():
     sounds = video.get('audio_class', '')
-    shared = {'duration': str(video['duration']), 'domain': str(video['domain']),
-              'audio class': '+'.join(sounds) if isinstance(sounds, list) else str(sounds)}  # fmt: skip
+    shared = {
+      'duration': str(video['duration']),
+      'domain': str(video['domain']),
+      'audio class': '+'.join(sounds) if isinstance(sounds, list) else str(sounds),
+    }
     for task in sorted((k for k in video if re.fullmatch(r'task\d+', k)), key=lambda k: int(k[4:])):
       question = video[task]
       lines = [str(c) for c in question['candidates']]
@@ -35,5 +38,14 @@ def load(folder: pathlib.Path) -> list[Item]:
 
 BENCHMARKS = [
   Benchmark(
-    'worldsense', 'WorldSense', 'audiovisual', 'worldsense', load, multiple_choice('video_mme'),
-    DIALECTS['video_mme'].official, 3172, audio_in_video=True, ) ]  # fmt: skip
+    'worldsense',
+    'WorldSense',
+    'audiovisual',
+    'worldsense',
+    load,
+    multiple_choice('video_mme'),
+    DIALECTS['video_mme'].official,
+    3172,
+    audio_in_video=True,
+  )
+]

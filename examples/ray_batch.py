@@ -1,7 +1,7 @@
 """Conversations through Ray Data: `Predictor` in one actor that keeps the model.
 
-    pip install 'ray[data]'
-    python examples/ray_batch.py CHECKPOINT IN.jsonl OUT
+pip install 'ray[data]'
+python examples/ray_batch.py CHECKPOINT IN.jsonl OUT
 """
 
 import json

@@ -25,8 +25,18 @@ _HOME = {
   'Voice': '.infer.voice',
 }
 __all__ = [
-  'AudioChunk', 'Finished', 'LiveAudio', 'Omni', 'OmniConfig', 'Reply', 'Score', 'Speech', 'TextDelta', 'Voice', 'load_config',
-]  # fmt: skip
+  'AudioChunk',
+  'Finished',
+  'LiveAudio',
+  'Omni',
+  'OmniConfig',
+  'Reply',
+  'Score',
+  'Speech',
+  'TextDelta',
+  'Voice',
+  'load_config',
+]
 
 
 def __getattr__(name: str):

@@ -10,7 +10,7 @@ COMMANDS = {
   'generate': ('qwen3_omni_jax.tools.generate', 'answer a conversation with text, audio, images and video in it'),
   'live': ('qwen3_omni_jax.tools.live', 'listen to a file or to stdin as to a microphone, and answer aloud'),
   'batch': ('qwen3_omni_jax.tools.batch', 'answer or score a file of conversations, resumably, in text and speech'),
-  'score': ('qwen3_omni_jax.tools.score', "log-probability of every token of the last assistant turn"),
+  'score': ('qwen3_omni_jax.tools.score', 'log-probability of every token of the last assistant turn'),
   'eval': ('qwen3_omni_jax.tools.evaluate', 'run the published benchmarks and score them as their authors do'),
   'train': ('qwen3_omni_jax.tools.train', 'pretrain or fine-tune on text, sound, pictures and video'),
   'convert': ('qwen3_omni_jax.tools.convert_weights', 'convert, compare and inspect checkpoints'),

@@ -154,8 +154,7 @@ class TextConfig:
 
   def problems(self):
     if self.num_attention_heads % self.num_key_value_heads:
-      yield (f'num_attention_heads {self.num_attention_heads} is not divisible by num_key_value_heads '
-             f'{self.num_key_value_heads}')  # fmt: skip
+      yield (f'num_attention_heads {self.num_attention_heads} is not divisible by num_key_value_heads {self.num_key_value_heads}')
     if self.head_dim % 2:
       yield f'head_dim {self.head_dim} must be even'
     if self.mrope_section and 2 * sum(self.mrope_section) != self.head_dim:
@@ -220,17 +219,34 @@ class TalkerConfig:
 
   IGNORED: ClassVar[dict[str, str]] = {
     **dict.fromkeys(
-      ('audio_token_id', 'image_token_id', 'video_token_id', 'audio_start_token_id', 'audio_end_token_id',
-       'vision_start_token_id', 'vision_end_token_id', 'position_id_per_seconds', 'spatial_merge_size', 'user_token_id'),
-      'a copy of the thinker_config value; positions come from the processor'),
+      (
+        'audio_token_id',
+        'image_token_id',
+        'video_token_id',
+        'audio_start_token_id',
+        'audio_end_token_id',
+        'vision_start_token_id',
+        'vision_end_token_id',
+        'position_id_per_seconds',
+        'spatial_merge_size',
+        'user_token_id',
+      ),
+      'a copy of the thinker_config value; positions come from the processor',
+    ),
     'seconds_per_chunk': 'the reference never reads it',
     'output_router_logits': BOOKKEEPING,
     'tie_word_embeddings': 'embedding and head are separate tensors',
-  }  # fmt: skip
+  }
 
   def problems(self):
-    for name in ('codec_pad_id', 'codec_bos_id', 'codec_eos_token_id', 'codec_nothink_id', 'codec_think_bos_id',
-                 'codec_think_eos_id'):  # fmt: skip
+    for name in (
+      'codec_pad_id',
+      'codec_bos_id',
+      'codec_eos_token_id',
+      'codec_nothink_id',
+      'codec_think_bos_id',
+      'codec_think_eos_id',
+    ):
       if not 0 <= getattr(self, name) < self.text.vocab_size:
         yield f'{name} {getattr(self, name)} is outside the Talker vocabulary of {self.text.vocab_size}'
     for name, token in self.speaker_id:
@@ -263,10 +279,12 @@ class Code2WavConfig:
   IGNORED: ClassVar[dict[str, str]] = {
     'max_position_embeddings': 'positions are computed, not looked up',
     'layer_scale_initial_scale': TRAINING,
-    **dict.fromkeys(('codebook_dim', 'vector_quantization_hidden_dimension', 'semantic_codebook_size',
-                     'num_semantic_quantizers'), 'the reference never reads it'),
+    **dict.fromkeys(
+      ('codebook_dim', 'vector_quantization_hidden_dimension', 'semantic_codebook_size', 'num_semantic_quantizers'),
+      'the reference never reads it',
+    ),
     'head_dim': 'hidden_size / num_attention_heads in the reference',
-  }  # fmt: skip
+  }
 
   @property
   def head_dim(self) -> int:
@@ -314,13 +332,16 @@ class OmniConfig:
       if self.talker.num_code_groups != self.code2wav.num_quantizers:
         yield f'num_code_groups {self.talker.num_code_groups} != num_quantizers {self.code2wav.num_quantizers}'
       if self.talker.thinker_hidden_size != self.thinker.text.hidden_size:
-        yield (f'talker thinker_hidden_size {self.talker.thinker_hidden_size} != Thinker hidden_size '
-               f'{self.thinker.text.hidden_size}')  # fmt: skip
+        yield (
+          f'talker thinker_hidden_size {self.talker.thinker_hidden_size} != Thinker hidden_size {self.thinker.text.hidden_size}'
+        )
       if not 0 < self.talker.accept_hidden_layer <= self.thinker.text.num_hidden_layers:
         yield f'accept_hidden_layer {self.talker.accept_hidden_layer} is not a Thinker layer'
     vocab = self.thinker.text.vocab_size
-    for owner, names in ((self, [f.name for f in dataclasses.fields(self)]),
-                         (self.thinker, [f.name for f in dataclasses.fields(self.thinker)])):  # fmt: skip
+    for owner, names in (
+      (self, [f.name for f in dataclasses.fields(self)]),
+      (self.thinker, [f.name for f in dataclasses.fields(self.thinker)]),
+    ):
       for name in names:
         if name.endswith('_token_id') and not 0 <= getattr(owner, name) < vocab:
           yield f'{name} {getattr(owner, name)} is outside the vocabulary of {vocab}'

@@ -123,9 +123,7 @@ def forward_flops(cfg: OmniConfig, work: Work) -> dict[str, float]:
   return {f'{part}.{kind}': float(n) for part, kinds in counted.items() for kind, n in kinds.items() if n}
 
 
-def train_flops(
-  cfg: OmniConfig, work: Work, trained: Collection[str] = PARTS, passed: Collection[str] = ()
-) -> dict[str, float]:
+def train_flops(cfg: OmniConfig, work: Work, trained: Collection[str] = PARTS, passed: Collection[str] = ()) -> dict[str, float]:
   """FLOPs of a training step, by 'part.kind'. trained: what has weights that are; passed: frozen, but gradients flow through it
   to what is trained. The rest is only computed forward. Both name parts, or kinds of them as in 'audio.projection'.
 

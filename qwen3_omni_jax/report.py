@@ -1,6 +1,6 @@
 """Reports as one HTML file: tables, text and plots, readable on light and dark screens, with nothing fetched from elsewhere.
 
-    page('Batch', [('Throughput', svg(figure)), ('Settings', table(('name', 'value'), rows)), ('Notes', text('…'))])
+page('Batch', [('Throughput', svg(figure)), ('Settings', table(('name', 'value'), rows)), ('Notes', text('…'))])
 """
 
 import html

@@ -20,10 +20,26 @@ BATCH_AXES = ('data', 'fsdp', 'expert')  # rows are shared out over these: exper
 # The mesh axis along which a dimension of a parameter is cut, by its name; None: every device holds all of it. Key-value
 # heads are few (2 in the Talker) and small, so they stay whole.
 RULES: dict[str, str | None] = {
-  'layers': None, 'embed': 'fsdp', 'vocab': 'tensor', 'heads': 'tensor', 'kv_heads': None, 'head_dim': None, 'qkv': None,
-  'mlp': 'tensor', 'expert': 'expert', 'expert_mlp': 'tensor', 'expert_logits': None, 'codebook': None, 'positions': None,
-  'patch': None, 'mel': None, 'conv_in': None, 'conv_out': None, 'conv_taps': None, 'rank': None,
-}  # fmt: skip
+  'layers': None,
+  'embed': 'fsdp',
+  'vocab': 'tensor',
+  'heads': 'tensor',
+  'kv_heads': None,
+  'head_dim': None,
+  'qkv': None,
+  'mlp': 'tensor',
+  'expert': 'expert',
+  'expert_mlp': 'tensor',
+  'expert_logits': None,
+  'codebook': None,
+  'positions': None,
+  'patch': None,
+  'mel': None,
+  'conv_in': None,
+  'conv_out': None,
+  'conv_taps': None,
+  'rank': None,
+}
 
 Shape = dict[str, int]  # size of each mesh axis; axes left out have size 1
 

@@ -41,9 +41,27 @@ def test_generate_prints_one_json_object_the_same_from_either_kind_of_folder(tin
   replies = []
   for model in (tiny_folder, converted):
     code, out, _ = call(
-      capsys, 'generate', '--model', model, '--text', 'Hello', '--audio', samples['audio'], '--image', samples['image'],
-      '--video', samples['video'], '--audio-in-video', '--fps', '2', '--max-new-tokens', '6', '--dtype', 'float32', '--json',
-    )  # fmt: skip
+      capsys,
+      'generate',
+      '--model',
+      model,
+      '--text',
+      'Hello',
+      '--audio',
+      samples['audio'],
+      '--image',
+      samples['image'],
+      '--video',
+      samples['video'],
+      '--audio-in-video',
+      '--fps',
+      '2',
+      '--max-new-tokens',
+      '6',
+      '--dtype',
+      'float32',
+      '--json',
+    )
     assert code == 0
     reply = json.loads(out)
     assert set(reply) == {'text', 'token_ids', 'prompt_tokens', 'finish_reason', 'timings'}
@@ -83,19 +101,22 @@ def test_score_gives_a_logprob_for_every_token_of_the_last_turn(tiny_folder, cap
   assert score['total_logprob'] == pytest.approx(sum(score['logprobs']))
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-  (('generate', '--model', '/nowhere', '--text', 'x'), 'no such file'),
-  (('generate', '--model', '{tiny}'), 'give either --input'),
-  (('generate', '--model', '{tiny}', '--text', 'x', '--input', 'y'), 'give either --input'),
-  (('generate', '--model', '{tiny}', '--input', '/nowhere.json'), '/nowhere.json: no such file'),
-  (('generate', '--model', '{tiny}', '--audio', '/nowhere.wav'), 'messages[0].content[0]: /nowhere.wav: no such file'),
-  (('generate', '--model', '{tiny}', '--text', 'x', '--top-p', '0'), 'top_p 0'),
-  (('generate', '--model', '{tiny}', '--text', 'x', '--max-new-tokens', '0'), 'max_new_tokens 0'),
-  (('convert', 'to-jax', '--from', '/nowhere', '--to', '{tmp}/new'), '/nowhere: no such folder'),
-  (('convert', 'to-jax', '--from', '{tiny}', '--to', '{tiny}'), 'not empty'),
-  (('tiny', '--out', '{tiny}'), 'not empty'),
-  (('score', '--model', '{tiny}'), 'give --input'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (('generate', '--model', '/nowhere', '--text', 'x'), 'no such file'),
+    (('generate', '--model', '{tiny}'), 'give either --input'),
+    (('generate', '--model', '{tiny}', '--text', 'x', '--input', 'y'), 'give either --input'),
+    (('generate', '--model', '{tiny}', '--input', '/nowhere.json'), '/nowhere.json: no such file'),
+    (('generate', '--model', '{tiny}', '--audio', '/nowhere.wav'), 'messages[0].content[0]: /nowhere.wav: no such file'),
+    (('generate', '--model', '{tiny}', '--text', 'x', '--top-p', '0'), 'top_p 0'),
+    (('generate', '--model', '{tiny}', '--text', 'x', '--max-new-tokens', '0'), 'max_new_tokens 0'),
+    (('convert', 'to-jax', '--from', '/nowhere', '--to', '{tmp}/new'), '/nowhere: no such folder'),
+    (('convert', 'to-jax', '--from', '{tiny}', '--to', '{tiny}'), 'not empty'),
+    (('tiny', '--out', '{tiny}'), 'not empty'),
+    (('score', '--model', '{tiny}'), 'give --input'),
+  ],
+)
 def test_errors_are_one_readable_line(tiny_folder, tmp_path, capsys, args, message):
   code, out, err = call(capsys, *(a.format(tiny=tiny_folder, tmp=tmp_path) for a in args))
   assert code == 1 and out == ''
@@ -117,8 +138,23 @@ def test_variants_without_talker_load_and_answer(tmp_path, capsys, variant):
 def test_generate_speaks_into_a_file_and_streams_the_same(tiny_folder, capsys, tmp_path):
   import soundfile
 
-  run = ('generate', '--model', tiny_folder, '--text', 'Hello', '--max-new-tokens', '4', '--max-frames', '9',
-         '--speaker', 'Aiden', '--talker-temperature', '0', '--dtype', 'float32')  # fmt: skip
+  run = (
+    'generate',
+    '--model',
+    tiny_folder,
+    '--text',
+    'Hello',
+    '--max-new-tokens',
+    '4',
+    '--max-frames',
+    '9',
+    '--speaker',
+    'Aiden',
+    '--talker-temperature',
+    '0',
+    '--dtype',
+    'float32',
+  )
   code, out, _ = call(capsys, *run, '--speech', tmp_path / 'a.wav', '--json')
   reply = json.loads(out)
   assert code == 0 and len(reply['codes']) == 9 and len(reply['codes'][0]) == 16

@@ -69,33 +69,36 @@ def edit(data, path, value):
     data[last] = value
 
 
-@pytest.mark.parametrize(('path', 'value', 'message'), [
-  ('thinker_config.text_config.hiden_size', 1, "hiden_size: unknown field; did you mean 'hidden_size'"),
-  ('thinker_config.text_config.hidden_size', ..., 'thinker_config.text_config.hidden_size: missing'),
-  ('thinker_config.text_config.hidden_size', '2048', 'expected int, found "2048"'),
-  ('thinker_config.text_config.num_key_value_heads', 5, 'not divisible by num_key_value_heads 5'),
-  ('thinker_config.text_config.num_experts_per_tok', 129, 'num_experts_per_tok 129 must be in 1..num_experts 128'),
-  ('thinker_config.text_config.rope_parameters.mrope_section', [1, 2, 3], 'must sum to head_dim/2 = 64'),
-  ('thinker_config.text_config.rope_parameters.rope_type', 'yarn', 'yarn'),
-  ('thinker_config.text_config.tie_word_embeddings', True, 'tie_word_embeddings is true'),
-  ('thinker_config.text_config.num_hidden_layers', 0, 'must be positive'),
-  ('thinker_config.text_config.rms_norm_eps', -1.0, 'expected float, found -1.0'),
-  ('thinker_config.audio_config.n_window', 60, 'only 50 is consistent'),
-  ('thinker_config.audio_config.encoder_attention_heads', 7, 'not divisible'),
-  ('thinker_config.audio_config', None, 'thinker_config.audio_config: expected an object, found nothing'),
-  ('thinker_config.vision_config.num_position_embeddings', 2305, 'not a square'),
-  ('thinker_config.vision_config.deepstack_visual_indexes', [8, 99], 'must lie in 0..26'),
-  ('thinker_config.vision_config.deepstack_visual_indexes', 'none', 'expected list of int'),
-  ('thinker_config.vision_start_token_id', ..., 'vision_start_token_id: missing'),
-  ('thinker_config.audio_token_id', 999_999, 'outside the vocabulary'),
-  ('talker_config.speaker_id', ['ethan'], 'expected an object of name: id'),
-  ('talker_config.speaker_id', {'ethan': 99_999}, "speaker 'ethan'"),
-  ('talker_config.codec_eos_token_id', 5000, 'codec_eos_token_id 5000'),
-  ('talker_config.accept_hidden_layer', 60, 'accept_hidden_layer 60'),
-  ('talker_config.num_code_groups', 8, 'num_code_groups 8 != num_quantizers 16'),
-  ('code2wav_config.decoder_dim', 1000, 'cannot be halved 4 times'),
-  ('code2wav_config', ..., 'code2wav_config: expected an object'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('path', 'value', 'message'),
+  [
+    ('thinker_config.text_config.hiden_size', 1, "hiden_size: unknown field; did you mean 'hidden_size'"),
+    ('thinker_config.text_config.hidden_size', ..., 'thinker_config.text_config.hidden_size: missing'),
+    ('thinker_config.text_config.hidden_size', '2048', 'expected int, found "2048"'),
+    ('thinker_config.text_config.num_key_value_heads', 5, 'not divisible by num_key_value_heads 5'),
+    ('thinker_config.text_config.num_experts_per_tok', 129, 'num_experts_per_tok 129 must be in 1..num_experts 128'),
+    ('thinker_config.text_config.rope_parameters.mrope_section', [1, 2, 3], 'must sum to head_dim/2 = 64'),
+    ('thinker_config.text_config.rope_parameters.rope_type', 'yarn', 'yarn'),
+    ('thinker_config.text_config.tie_word_embeddings', True, 'tie_word_embeddings is true'),
+    ('thinker_config.text_config.num_hidden_layers', 0, 'must be positive'),
+    ('thinker_config.text_config.rms_norm_eps', -1.0, 'expected float, found -1.0'),
+    ('thinker_config.audio_config.n_window', 60, 'only 50 is consistent'),
+    ('thinker_config.audio_config.encoder_attention_heads', 7, 'not divisible'),
+    ('thinker_config.audio_config', None, 'thinker_config.audio_config: expected an object, found nothing'),
+    ('thinker_config.vision_config.num_position_embeddings', 2305, 'not a square'),
+    ('thinker_config.vision_config.deepstack_visual_indexes', [8, 99], 'must lie in 0..26'),
+    ('thinker_config.vision_config.deepstack_visual_indexes', 'none', 'expected list of int'),
+    ('thinker_config.vision_start_token_id', ..., 'vision_start_token_id: missing'),
+    ('thinker_config.audio_token_id', 999_999, 'outside the vocabulary'),
+    ('talker_config.speaker_id', ['ethan'], 'expected an object of name: id'),
+    ('talker_config.speaker_id', {'ethan': 99_999}, "speaker 'ethan'"),
+    ('talker_config.codec_eos_token_id', 5000, 'codec_eos_token_id 5000'),
+    ('talker_config.accept_hidden_layer', 60, 'accept_hidden_layer 60'),
+    ('talker_config.num_code_groups', 8, 'num_code_groups 8 != num_quantizers 16'),
+    ('code2wav_config.decoder_dim', 1000, 'cannot be halved 4 times'),
+    ('code2wav_config', ..., 'code2wav_config: expected an object'),
+  ],
+)
 def test_wrong_fields_are_named(data, path, value, message):
   edit(data, path, value)
   with pytest.raises(ValueError) as error:

@@ -15,14 +15,24 @@ from tests.conftest import ROOT
 from tests.models.training_step import WITHOUT_SPEECH, assert_same_step, config, params_and_batch, step
 
 SLURM = {
-  'SLURM_JOB_ID': '5000', 'SLURM_NTASKS': '16', 'SLURM_STEP_NODELIST': 'gpu[07-08],gpu12', 'SLURM_PROCID': '9',
-  'SLURM_LOCALID': '1', 'SLURM_NODEID': '1', 'SLURM_STEP_TASKS_PER_NODE': '8(x2)', 'CUDA_VISIBLE_DEVICES': '0,1,2,3,4,5,6,7',
-}  # fmt: skip
+  'SLURM_JOB_ID': '5000',
+  'SLURM_NTASKS': '16',
+  'SLURM_STEP_NODELIST': 'gpu[07-08],gpu12',
+  'SLURM_PROCID': '9',
+  'SLURM_LOCALID': '1',
+  'SLURM_NODEID': '1',
+  'SLURM_STEP_TASKS_PER_NODE': '8(x2)',
+  'CUDA_VISIBLE_DEVICES': '0,1,2,3,4,5,6,7',
+}
 
 
-@pytest.mark.parametrize(('processes', 'devices', 'mesh'), [
-  (2, 4, 'data=2,fsdp=2,expert=2'), pytest.param(4, 1, 'fsdp=2,expert=2', marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('processes', 'devices', 'mesh'),
+  [
+    (2, 4, 'data=2,fsdp=2,expert=2'),
+    pytest.param(4, 1, 'fsdp=2,expert=2', marks=pytest.mark.slow),
+  ],
+)
 def test_processes_together_take_the_step_of_one(tmp_path, processes, devices, mesh):
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
@@ -31,9 +41,12 @@ def test_processes_together_take_the_step_of_one(tmp_path, processes, devices, m
   started = []
   for process in range(processes):
     environ = plain | {
-      'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-      'COORDINATOR_ADDRESS': f'localhost:{port}', 'NUM_PROCESSES': str(processes), 'PROCESS_ID': str(process),
-    }  # fmt: skip
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      'COORDINATOR_ADDRESS': f'localhost:{port}',
+      'NUM_PROCESSES': str(processes),
+      'PROCESS_ID': str(process),
+    }
     command = [sys.executable, '-m', 'tests.models.step_of_one_process', mesh, str(tmp_path / 'out.npz')]
     started.append(subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
   try:
@@ -63,14 +76,17 @@ def test_plain_variables_name_the_others():
   assert find_cluster({f'JAX_{name}': value for name, value in plain.items()}) == find_cluster(plain)
 
 
-@pytest.mark.parametrize(('environ', 'message'), [
-  ({'NUM_PROCESSES': '2'}, 'NUM_PROCESSES=2 in the environment, but not COORDINATOR_ADDRESS, PROCESS_ID: set all'),
-  ({'COORDINATOR_ADDRESS': 'host:1', 'PROCESS_ID': '0'}, 'but not NUM_PROCESSES'),
-  ({'COORDINATOR_ADDRESS': 'host', 'NUM_PROCESSES': '2', 'PROCESS_ID': '0'}, 'COORDINATOR_ADDRESS=host: expected HOST:PORT'),
-  ({'COORDINATOR_ADDRESS': 'host:1', 'NUM_PROCESSES': '2', 'PROCESS_ID': '2'}, 'PROCESS_ID=2: expected .* from 0'),
-  ({'COORDINATOR_ADDRESS': 'host:1', 'NUM_PROCESSES': 'two', 'PROCESS_ID': '0'}, 'NUM_PROCESSES=two'),
-  ({name: value for name, value in SLURM.items() if name != 'SLURM_PROCID'}, 'a Slurm step without SLURM_PROCID'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('environ', 'message'),
+  [
+    ({'NUM_PROCESSES': '2'}, 'NUM_PROCESSES=2 in the environment, but not COORDINATOR_ADDRESS, PROCESS_ID: set all'),
+    ({'COORDINATOR_ADDRESS': 'host:1', 'PROCESS_ID': '0'}, 'but not NUM_PROCESSES'),
+    ({'COORDINATOR_ADDRESS': 'host', 'NUM_PROCESSES': '2', 'PROCESS_ID': '0'}, 'COORDINATOR_ADDRESS=host: expected HOST:PORT'),
+    ({'COORDINATOR_ADDRESS': 'host:1', 'NUM_PROCESSES': '2', 'PROCESS_ID': '2'}, 'PROCESS_ID=2: expected .* from 0'),
+    ({'COORDINATOR_ADDRESS': 'host:1', 'NUM_PROCESSES': 'two', 'PROCESS_ID': '0'}, 'NUM_PROCESSES=two'),
+    ({name: value for name, value in SLURM.items() if name != 'SLURM_PROCID'}, 'a Slurm step without SLURM_PROCID'),
+  ],
+)
 def test_half_set_variables_are_refused_by_name(environ, message):
   with pytest.raises(ValueError, match=message):
     find_cluster(environ)

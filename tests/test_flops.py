@@ -34,30 +34,63 @@ def config():
   wide = {'head_dim': 64, 'num_attention_heads': 6, 'num_key_value_heads': 2}
   rope = {'rope_type': 'default', 'rope_theta': 1e6, 'mrope_section': [12, 10, 10]}
   thinker['text_config'] |= wide | {
-    'hidden_size': 384, 'num_hidden_layers': 3, 'num_experts': 8, 'num_experts_per_tok': 3, 'moe_intermediate_size': 320,
-    'vocab_size': 640, 'rope_parameters': rope,
-  }  # fmt: skip
+    'hidden_size': 384,
+    'num_hidden_layers': 3,
+    'num_experts': 8,
+    'num_experts_per_tok': 3,
+    'moe_intermediate_size': 320,
+    'vocab_size': 640,
+    'rope_parameters': rope,
+  }
   thinker['audio_config'] |= {
-    'd_model': 256, 'encoder_layers': 2, 'encoder_attention_heads': 4, 'encoder_ffn_dim': 640, 'downsample_hidden_size': 48,
+    'd_model': 256,
+    'encoder_layers': 2,
+    'encoder_attention_heads': 4,
+    'encoder_ffn_dim': 640,
+    'downsample_hidden_size': 48,
     'output_dim': 384,
-  }  # fmt: skip
+  }
   thinker['vision_config'] |= {
-    'depth': 3, 'hidden_size': 192, 'num_heads': 4, 'intermediate_size': 448, 'out_hidden_size': 384,
+    'depth': 3,
+    'hidden_size': 192,
+    'num_heads': 4,
+    'intermediate_size': 448,
+    'out_hidden_size': 384,
     'deepstack_visual_indexes': [0, 1],
-  }  # fmt: skip
+  }
   talker |= {'thinker_hidden_size': 384, 'accept_hidden_layer': 2, 'num_code_groups': 5}
   talker['text_config'] |= wide | {
-    'hidden_size': 288, 'num_hidden_layers': 2, 'num_experts': 4, 'num_experts_per_tok': 2, 'moe_intermediate_size': 352,
-    'shared_expert_intermediate_size': 416, 'intermediate_size': 480, 'vocab_size': 3000, 'rope_parameters': rope,
-  }  # fmt: skip
+    'hidden_size': 288,
+    'num_hidden_layers': 2,
+    'num_experts': 4,
+    'num_experts_per_tok': 2,
+    'moe_intermediate_size': 352,
+    'shared_expert_intermediate_size': 416,
+    'intermediate_size': 480,
+    'vocab_size': 3000,
+    'rope_parameters': rope,
+  }
   talker['code_predictor_config'] |= {
-    'hidden_size': 288, 'num_hidden_layers': 2, 'intermediate_size': 544, 'num_attention_heads': 4, 'num_key_value_heads': 2,
-    'head_dim': 64, 'vocab_size': 512, 'num_code_groups': 5,
-  }  # fmt: skip
+    'hidden_size': 288,
+    'num_hidden_layers': 2,
+    'intermediate_size': 544,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'head_dim': 64,
+    'vocab_size': 512,
+    'num_code_groups': 5,
+  }
   data['code2wav_config'] |= {
-    'num_quantizers': 5, 'hidden_size': 192, 'intermediate_size': 448, 'num_attention_heads': 4, 'num_key_value_heads': 4,
-    'num_hidden_layers': 2, 'decoder_dim': 256, 'upsample_rates': [3, 2], 'upsampling_ratios': [2],
-  }  # fmt: skip
+    'num_quantizers': 5,
+    'hidden_size': 192,
+    'intermediate_size': 448,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 4,
+    'num_hidden_layers': 2,
+    'decoder_dim': 256,
+    'upsample_rates': [3, 2],
+    'upsampling_ratios': [2],
+  }
   return parse_config(data)
 
 

@@ -99,10 +99,13 @@ def test_damaged_files(careful, samples, tmp_path, kind):
 def lying_headers() -> dict[str, tuple[str, bytes]]:
   """Small files that claim to be huge."""
   wav = lambda size, channels=1, rate=16_000, bits=16: (
-    b'RIFF' + struct.pack('<I', 0xFFFFFFFF) + b'WAVEfmt '
+    b'RIFF'
+    + struct.pack('<I', 0xFFFFFFFF)
+    + b'WAVEfmt '
     + struct.pack('<IHHIIHH', 16, 1, channels, rate, rate * channels * 2 % 2**32, channels * 2 % 2**16, bits)
-    + b'data' + struct.pack('<I', size)
-  )  # fmt: skip
+    + b'data'
+    + struct.pack('<I', size)
+  )
 
   def png(width, height):
     import zlib
@@ -122,13 +125,14 @@ def lying_headers() -> dict[str, tuple[str, bytes]]:
     'png of 0 x 10': ('image', png(0, 10)),
     'png of 3000 x 3000 with no pixels': ('image', png(3000, 3000)),
     'bmp of 2 billion': (
-      'image', b'BM' + struct.pack('<IHHIIiiHHIIiiII', 100, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, *(0,) * 6)
+      'image',
+      b'BM' + struct.pack('<IHHIIiiHHIIiiII', 100, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, *(0,) * 6),
     ),
     'gif of 65535 x 65535': ('image', b'GIF89a\xff\xff\xff\xff\x80\0\0' + b'\0' * 20),
     'mp4 with a huge box': ('video', b'\0\0\0\x18ftypmp42\0\0\0\0mp42isom\xff\xff\xff\xffmoov' + b'\0' * 100),
     'mp4 that is only a name': ('video', b'\0\0\0\x18ftypmp42\0\0\0\0mp42isom'),
     'avi of nothing': ('video', b'RIFF\xff\xff\xff\xffAVI LIST' + b'\0' * 64),
-  }  # fmt: skip
+  }
 
 
 def test_headers_that_lie(careful, tmp_path):
@@ -185,9 +189,15 @@ def test_arrays_that_are_no_media(careful):
   nan, inf = bad.copy(), bad.copy()
   nan[5], inf[7] = np.nan, np.inf
   waves = (
-    (nan, 'NaN'), (inf, 'infinite'), (bad[:0], 'shape'), (bad[:100], '100 samples'), (bad.astype('c8'), 'complex'),
-    (np.zeros((3, 4, 5)), 'shape'), (np.zeros((2, 1000)), '1000 channels'), (np.array(['a']), 'dtype'),
-  )  # fmt: skip
+    (nan, 'NaN'),
+    (inf, 'infinite'),
+    (bad[:0], 'shape'),
+    (bad[:100], '100 samples'),
+    (bad.astype('c8'), 'complex'),
+    (np.zeros((3, 4, 5)), 'shape'),
+    (np.zeros((2, 1000)), '1000 channels'),
+    (np.array(['a']), 'dtype'),
+  )
   for wave, word in waves:
     careful(word, lambda wave=wave: load_audio(wave))
   for rate in (0, -1, 10, 1e9, float('nan'), '16000', None):
@@ -209,26 +219,42 @@ BAD_MESSAGES = {
   'messages[0]: expected an object': [['hello'], [None], [[]]],
   'messages[0].role': [[{'content': 'x'}], [{'role': 'robot', 'content': 'x'}], [{'role': None, 'content': 'x'}]],
   'messages[0].content': [
-    [{'role': 'user'}], [{'role': 'user', 'content': 3}], [{'role': 'user', 'content': []}], [{'role': 'user', 'content': None}],
+    [{'role': 'user'}],
+    [{'role': 'user', 'content': 3}],
+    [{'role': 'user', 'content': []}],
+    [{'role': 'user', 'content': None}],
     [{'role': 'user', 'content': {}}],
   ],
   'messages[0].content[0]': [
     [{'role': 'user', 'content': [part]}]
     for part in (
-      None, 3, {}, {'type': 'smell'}, {'type': 'text'}, {'type': 'text', 'text': 3}, {'type': 'audio'},
-      {'type': 'audio', 'audio': ''}, {'type': 'image', 'image': None}, {'type': 'video', 'video': []},
-      {'type': 'text', 'text': 'x', 'colour': 1}, {'type': 'video', 'video': 'x', 'fps': -1},
-      {'type': 'video', 'video': 'x', 'fps': 'two'}, {'type': 'video', 'video': 'x', 'audio_in_video': 'yes'},
-      {'type': 'input_audio', 'input_audio': {}}, {'type': 'input_audio', 'input_audio': {'data': '!!'}},
-      {'type': 'image_url', 'image_url': {}}, {'type': 'image_url', 'image_url': {'url': 'http://example.invalid/x.png'}},
-      {'type': 'audio', 'audio': '/missing.wav'}, {'type': 'image', 'image': '/missing.png'},
+      None,
+      3,
+      {},
+      {'type': 'smell'},
+      {'type': 'text'},
+      {'type': 'text', 'text': 3},
+      {'type': 'audio'},
+      {'type': 'audio', 'audio': ''},
+      {'type': 'image', 'image': None},
+      {'type': 'video', 'video': []},
+      {'type': 'text', 'text': 'x', 'colour': 1},
+      {'type': 'video', 'video': 'x', 'fps': -1},
+      {'type': 'video', 'video': 'x', 'fps': 'two'},
+      {'type': 'video', 'video': 'x', 'audio_in_video': 'yes'},
+      {'type': 'input_audio', 'input_audio': {}},
+      {'type': 'input_audio', 'input_audio': {'data': '!!'}},
+      {'type': 'image_url', 'image_url': {}},
+      {'type': 'image_url', 'image_url': {'url': 'http://example.invalid/x.png'}},
+      {'type': 'audio', 'audio': '/missing.wav'},
+      {'type': 'image', 'image': '/missing.png'},
       {'type': 'image', 'image': np.zeros((1, 10_000, 3), np.uint8)},
       {'type': 'image', 'image': np.zeros((10_000, 1, 3), np.uint8)},
     )
   ],
   'messages[1]': [[{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'x', 'mood': 1}]],
   'placeholder': [[{'role': 'user', 'content': f'<|{kind}_pad|>'}] for kind in ('audio', 'image', 'video')],
-}  # fmt: skip
+}
 
 
 def test_conversations(careful, tiny_folder):

@@ -1,6 +1,5 @@
 """The mesh changes nothing: forward passes, losses, gradients and a step of the optimiser equal those of one device."""
 
-
 import jax
 import numpy as np
 import pytest
@@ -60,10 +59,16 @@ def test_what_cannot_be_cut_is_listed_with_the_fix():
     partition(('mlp', 'heads'), mesh)
 
 
-@pytest.mark.parametrize(('text', 'message'), [
-  ('fsdp=3', 'fsdp=3.*= 3 devices, there are 8'), ('model=8', "'model=8' is not understood; expected one of single, fsdp"),
-  ('fsdp=4,fsdp=2', 'not understood'), ('fsdp=-8', 'not understood'), ('expert=', 'not understood'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('fsdp=3', 'fsdp=3.*= 3 devices, there are 8'),
+    ('model=8', "'model=8' is not understood; expected one of single, fsdp"),
+    ('fsdp=4,fsdp=2', 'not understood'),
+    ('fsdp=-8', 'not understood'),
+    ('expert=', 'not understood'),
+  ],
+)
 def test_meshes_that_cannot_be_are_explained(text, message):
   with pytest.raises(ValueError, match=message):
     mesh_shape(text, 8)
@@ -86,7 +91,12 @@ def test_strategies_use_all_devices_and_keep_slices_apart():
 def test_rows_lie_on_the_devices_they_fill():
   mesh = make_mesh({'data': 2, 'fsdp': 2, 'expert': 2})
   assert [batch_axes(n, mesh) for n in (8, 4, 2, 3, 12)] == [
-    ('data', 'fsdp', 'expert'), ('data', 'fsdp'), ('data',), (), ('data', 'fsdp')]  # fmt: skip
+    ('data', 'fsdp', 'expert'),
+    ('data', 'fsdp'),
+    ('data',),
+    (),
+    ('data', 'fsdp'),
+  ]
   assert current_mesh() is None
   with jax.set_mesh(mesh):
     assert current_mesh() is not None

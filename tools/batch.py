@@ -46,8 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   work.add_argument('--speech-slots', type=int, help='rows that speak together (default: as many)')
   work.add_argument('--lengths', metavar='N,N', help='tokens that slots hold (default 256,1024,4096,16384)')
   work.add_argument('--workers', type=int, default=2, help='threads that decode media and tokenize (default 2)')
-  work.add_argument('--cache-dir', metavar='DIR', default='~/.cache/qwen3-omni-jax/programs',
-                    help="compiled programs are kept here for the next run (default %(default)s; '' for nowhere)")
+  work.add_argument(
+    '--cache-dir',
+    metavar='DIR',
+    default='~/.cache/qwen3-omni-jax/programs',
+    help="compiled programs are kept here for the next run (default %(default)s; '' for nowhere)",
+  )
   work.add_argument('--dry-run', action='store_true', help='print memory and programs, load and run nothing')
   parser.add_argument('--json', action='store_true', help='print the summary as one JSON object')
 
@@ -93,11 +97,24 @@ def run(args: argparse.Namespace) -> int:
     shard = (int(left), int(right))
   given = {name: getattr(args, name) for name in (*SETTINGS, 'fps', 'audio_in_video', 'enable_thinking', 'speaker')}
   job = JobConfig(
-    model=args.model, input=tuple(args.input), output=args.output, speech=args.speech, score=args.score,
-    top_logprobs=args.top_logprobs, audio=args.audio, tar=args.tar, token_ids=args.token_ids, media_root=args.media_root,
-    dtype=args.dtype, mesh=args.mesh, block_rows=args.block_rows, shard=shard, retry_failed=args.retry_failed, engine=config,
+    model=args.model,
+    input=tuple(args.input),
+    output=args.output,
+    speech=args.speech,
+    score=args.score,
+    top_logprobs=args.top_logprobs,
+    audio=args.audio,
+    tar=args.tar,
+    token_ids=args.token_ids,
+    media_root=args.media_root,
+    dtype=args.dtype,
+    mesh=args.mesh,
+    block_rows=args.block_rows,
+    shard=shard,
+    retry_failed=args.retry_failed,
+    engine=config,
     **given,
-  )  # fmt: skip
+  )
   _say_programs(args, config)
   signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # preemption: end as by Ctrl-C
   return _tell(run_job(job, on_progress=_progress()), args.json)
@@ -152,8 +169,10 @@ def _tell(summary: dict[str, Any], as_json: bool) -> int:
   if as_json:
     print(json.dumps(summary, ensure_ascii=False))
   elif not summary['complete']:
-    print(f'{summary["open_blocks"]} blocks with {summary["rows_in_open_blocks"]} rows are not finished: other processes have '
-          'them, or were killed; run the job again to be sure')  # fmt: skip
+    print(
+      f'{summary["open_blocks"]} blocks with {summary["rows_in_open_blocks"]} rows are not finished: other processes have '
+      'them, or were killed; run the job again to be sure'
+    )
   else:
     failures = ', '.join(f'{kind} {n}' for kind, n in summary['failures'].items())
     print(f'{summary["answered"]} of {summary["rows"]} rows answered')

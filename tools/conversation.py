@@ -11,9 +11,11 @@ MAX_CONVERSATION_BYTES = 512 * 2**20  # media may be inside as data: URLs
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    '--model', required=True, metavar='DIR',
+    '--model',
+    required=True,
+    metavar='DIR',
     help='checkpoint folder of either kind, hub id, or gs:// or s3:// URL of a converted folder',
-  )  # fmt: skip
+  )
   parser.add_argument('--dtype', default='bfloat16', choices=('bfloat16', 'float32'), help='of weights and activations')
   parser.add_argument(
     '--mesh', metavar='SHAPE', help="share the work over all devices: a strategy ('serve'), or sizes as in data=2,expert=4"

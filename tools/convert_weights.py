@@ -47,9 +47,15 @@ def _to_hf(args: argparse.Namespace) -> int:
   from ..weights.to_hf import convert_to_hf
 
   convert_to_hf(
-    args.source, args.target, dtype=args.dtype, fused_experts=args.fused_experts, adapter=args.adapter, base=args.base,
-    dry_run=args.dry_run, progress=True,
-  )  # fmt: skip
+    args.source,
+    args.target,
+    dtype=args.dtype,
+    fused_experts=args.fused_experts,
+    adapter=args.adapter,
+    base=args.base,
+    dry_run=args.dry_run,
+    progress=True,
+  )
   return 0
 
 

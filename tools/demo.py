@@ -74,9 +74,7 @@ def _tiny_checkpoint(out: pathlib.Path) -> pathlib.Path:
 def conversations(media: dict[str, pathlib.Path]) -> list[tuple[str, list[dict], dict]]:
   """(title, messages, processor options) of each demonstration."""
   part = lambda kind: {'type': kind, kind: str(media[kind])}
-  ask = lambda question, *kinds: [
-    {'role': 'user', 'content': [*(part(k) for k in kinds), {'type': 'text', 'text': question}]}
-  ]
+  ask = lambda question, *kinds: [{'role': 'user', 'content': [*(part(k) for k in kinds), {'type': 'text', 'text': question}]}]
   return [
     ('text', ask('Say hello.'), {}),
     ('audio', ask('What do you hear?', 'audio'), {}),

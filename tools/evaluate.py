@@ -118,10 +118,20 @@ def _with_model(args: argparse.Namespace, benchmarks: list[Any], out: pathlib.Pa
   if args.transcripts:
     transcripts = {k: a.text or '' for k, a in runner.read_replies(pathlib.Path(args.transcripts)).items()}
   results = runner.run_suite(
-    predict, benchmarks, pathlib.Path(args.data), out, variant=variant, model=args.model, limit=args.limit,
-    scoring=_scoring(args, out), changes=changes, batch=args.batch_size, allow_missing=args.allow_missing,
-    transcripts=transcripts, log=lambda line: print(line, file=sys.stderr, flush=True),
-  )  # fmt: skip
+    predict,
+    benchmarks,
+    pathlib.Path(args.data),
+    out,
+    variant=variant,
+    model=args.model,
+    limit=args.limit,
+    scoring=_scoring(args, out),
+    changes=changes,
+    batch=args.batch_size,
+    allow_missing=args.allow_missing,
+    transcripts=transcripts,
+    log=lambda line: print(line, file=sys.stderr, flush=True),
+  )
   return _write(results, args, variant, args.model, out)
 
 

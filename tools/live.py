@@ -66,15 +66,20 @@ def run(args: argparse.Namespace) -> int:
         write(event.samples)
       elif isinstance(event, Finished):
         report = event.reply.to_json() | {
-          'heard_s': round(heard / RATE_HZ, 3), 'exact': live.exact, 'late_s': round(late, 3), 'usage': event.usage,
-        }  # fmt: skip
+          'heard_s': round(heard / RATE_HZ, 3),
+          'exact': live.exact,
+          'late_s': round(late, 3),
+          'usage': event.usage,
+        }
   if args.json:
     print(json.dumps(report, ensure_ascii=False), file=text_out)
     return 0
   seconds = report['timings']
   first = f'first audio {seconds["first_audio_s"] * 1e3:.0f} ms' if 'first_audio_s' in seconds else 'no audio'
-  print(f'\n[{report["heard_s"]} s heard; after the end of speech: first token {seconds["first_token_s"] * 1e3:.0f} ms, {first}]',
-        file=sys.stderr)  # fmt: skip
+  print(
+    f'\n[{report["heard_s"]} s heard; after the end of speech: first token {seconds["first_token_s"] * 1e3:.0f} ms, {first}]',
+    file=sys.stderr,
+  )
   return 0
 
 

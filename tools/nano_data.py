@@ -16,8 +16,12 @@ import subprocess
 WORDS = ('zero one two three four five six seven eight nine left right up down stop go yes no open close').split()
 VOICES = ('m1', 'm2', 'm3', 'm4', 'm7', 'f1', 'f2', 'f3', 'f4')
 COLOURS = {
-  'red': (220, 40, 40), 'green': (40, 170, 60), 'blue': (50, 80, 220), 'yellow': (235, 205, 40), 'white': (245, 245, 245),
-}  # fmt: skip
+  'red': (220, 40, 40),
+  'green': (40, 170, 60),
+  'blue': (50, 80, 220),
+  'yellow': (235, 205, 40),
+  'white': (245, 245, 245),
+}
 SHAPES = ('disc', 'square', 'triangle')
 COUNTS = ('one', 'two', 'three', 'four')
 SIDE = 96  # pixels: nine tokens

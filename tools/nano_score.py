@@ -36,10 +36,12 @@ def run(args: argparse.Namespace) -> int:
   speech = answers('speech_held_out.jsonl', 'audio', 'audios')
   pictures = answers('pictures_held_out.jsonl', 'image', 'images')
   result = {
-    'wer_percent': corpus_rate([edits(right.split(), said.split()) for right, said in speech]), 'phrases': len(speech),
+    'wer_percent': corpus_rate([edits(right.split(), said.split()) for right, said in speech]),
+    'phrases': len(speech),
     'words': sum(len(right.split()) for right, _ in speech),
-    'pictures_right_percent': 100 * sum(right == said for right, said in pictures) / len(pictures), 'pictures': len(pictures),
-  }  # fmt: skip
+    'pictures_right_percent': 100 * sum(right == said for right, said in pictures) / len(pictures),
+    'pictures': len(pictures),
+  }
   print(json.dumps(result))
   if args.wrong:
     for right, said in speech + pictures:

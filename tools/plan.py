@@ -20,8 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--length', type=int, help='tokens of a row, or slots of its cache (decode, speech)')
   parser.add_argument('--stage', default='s2_general', help='train: of configs/train')
   parser.add_argument('--remat', default='full', choices=('none', 'dots', 'full'), help='train: what backward computes again')
-  parser.add_argument('--dispatch-buffer', type=float, metavar='X',
-                      help='train: room for X times the balanced number of tokens of experts; default: for all there can be')
+  parser.add_argument(
+    '--dispatch-buffer',
+    type=float,
+    metavar='X',
+    help='train: room for X times the balanced number of tokens of experts; default: for all there can be',
+  )
   parser.add_argument('--audio', type=float, default=0.0, metavar='SHARE', help='train: share of the tokens that are audio')
   parser.add_argument('--visual', type=float, default=0.0, metavar='SHARE', help='train: share of the tokens that are images')
   parser.add_argument('--json', action='store_true', help='print one JSON object')
@@ -34,9 +38,16 @@ def run(args: argparse.Namespace) -> int:
   topology = parse_topology(args.topology, args.slices)
   strategy, length = DEFAULTS[args.job]
   job = plan.Job(
-    args.job, args.batch or topology.devices, args.length or length, args.strategy or strategy, args.stage, args.dispatch_buffer,
-    args.remat, args.audio, args.visual,
-  )  # fmt: skip
+    args.job,
+    args.batch or topology.devices,
+    args.length or length,
+    args.strategy or strategy,
+    args.stage,
+    args.dispatch_buffer,
+    args.remat,
+    args.audio,
+    args.visual,
+  )
   cfg = load_config(_published() if args.model == 'published' else args.model)
   plan.prepare_libtpu()
   from qwen3_omni_jax.train import plan_result

@@ -35,9 +35,25 @@ ROWS: tuple[tuple[str, ...], ...] = (
   ('train', 'v6e:16x16', '--batch', '64', *LONG, '--strategy', 'fsdp=8,expert=8,context=4', *BOUNDED),
   ('train', 'v6e:16x16', '--slices', '2', '--batch', '512', '--length', '8192', *BOUNDED),
   ('train', 'v6e:16x16', '--slices', '2', '--batch', '128', *LONG, '--strategy', 'data=2,fsdp=8,expert=8,context=4', *BOUNDED),
-)  # fmt: skip
-HEAD = ('job', 'topology', 'rows x length', 'mesh', 'room for experts', 'weights', 'optimiser', 'inputs, caches', 'temporary',
-        'other parts', 'peak', 'HBM', 'fits', 'compile s', 'host GiB', 'step ms, estimate')  # fmt: skip
+)
+HEAD = (
+  'job',
+  'topology',
+  'rows x length',
+  'mesh',
+  'room for experts',
+  'weights',
+  'optimiser',
+  'inputs, caches',
+  'temporary',
+  'other parts',
+  'peak',
+  'HBM',
+  'fits',
+  'compile s',
+  'host GiB',
+  'step ms, estimate',
+)
 
 
 def main() -> int:
@@ -68,12 +84,18 @@ def _command(row: tuple[str, ...]) -> list[str]:
 
 
 def document(plans: dict) -> str:
-  lines = ['# Plans', '', 'Full-size jobs of the released Instruct model, each compiled in a process of its own.',
-           'Written by `python tools/plan_table.py`. Programs were compiled by libtpu on a CPU; none of them has run on a TPU.',
-           'Sizes are GiB a device. Step times are roofline estimates: lower bounds, not measurements; what crosses from slice',
-           'to slice is not in them (the compiler makes host transfers of it). Compile times are of two CPU cores that did other',
-           'work meanwhile.', '',
-           '| ' + ' | '.join(HEAD) + ' |', '|' + '---|' * len(HEAD)]  # fmt: skip
+  lines = [
+    '# Plans',
+    '',
+    'Full-size jobs of the released Instruct model, each compiled in a process of its own.',
+    'Written by `python tools/plan_table.py`. Programs were compiled by libtpu on a CPU; none of them has run on a TPU.',
+    'Sizes are GiB a device. Step times are roofline estimates: lower bounds, not measurements; what crosses from slice',
+    'to slice is not in them (the compiler makes host transfers of it). Compile times are of two CPU cores that did other',
+    'work meanwhile.',
+    '',
+    '| ' + ' | '.join(HEAD) + ' |',
+    '|' + '---|' * len(HEAD),
+  ]
   for row in ROWS:
     lines.append('| ' + ' | '.join(_cells(row, plans.get(' '.join(_command(row))))) + ' |')
   lines += ['', 'Commands, commit and date of each:', '']
@@ -91,12 +113,17 @@ def _cells(row: tuple[str, ...], plan: dict | None) -> list[str]:
   room = 'all there can be' if job['buffer'] is None else f'{job["buffer"]:g} x balanced'
   slices = f' x {plan["slices"]}' if plan['slices'] > 1 else ''
   return [
-    job['kind'], plan['topology'] + slices, f'{job["batch"]} x {job["length"]}',
-    ' '.join(f'{axis} {size}' for axis, size in plan['mesh'].items()), room,
+    job['kind'],
+    plan['topology'] + slices,
+    f'{job["batch"]} x {job["length"]}',
+    ' '.join(f'{axis} {size}' for axis, size in plan['mesh'].items()),
+    room,
     *map(gib, ('weights', 'optimiser', 'activations', 'temporary', 'other_parts', 'peak', 'hbm')),
-    'yes' if plan['fits'] else 'no', f'{plan["compile_seconds"]:.0f}', f'{plan["host_peak_bytes"] / 2**30:.1f}',
+    'yes' if plan['fits'] else 'no',
+    f'{plan["compile_seconds"]:.0f}',
+    f'{plan["host_peak_bytes"] / 2**30:.1f}',
     f'{1e3 * plan["estimate"]["step_s"]:.1f}',
-  ]  # fmt: skip
+  ]
 
 
 if __name__ == '__main__':

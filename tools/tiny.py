@@ -23,15 +23,25 @@ ADDED_TOKENS = (
 
 # Token-id fields of config.json and the tokens they stand for.
 TOKEN_FIELDS = {
-  'im_start_token_id': '<|im_start|>', 'im_end_token_id': '<|im_end|>', 'tts_pad_token_id': '<tts_pad>',
-  'tts_bos_token_id': '<tts_text_bos>', 'tts_eos_token_id': '<tts_text_eod>', 'system_token_id': 'system',
-  'user_token_id': 'user', 'assistant_token_id': 'assistant',
-}  # fmt: skip
+  'im_start_token_id': '<|im_start|>',
+  'im_end_token_id': '<|im_end|>',
+  'tts_pad_token_id': '<tts_pad>',
+  'tts_bos_token_id': '<tts_text_bos>',
+  'tts_eos_token_id': '<tts_text_eod>',
+  'system_token_id': 'system',
+  'user_token_id': 'user',
+  'assistant_token_id': 'assistant',
+}
 MEDIA_TOKEN_FIELDS = {
-  'audio_token_id': '<|audio_pad|>', 'image_token_id': '<|image_pad|>', 'video_token_id': '<|video_pad|>',
-  'audio_start_token_id': '<|audio_start|>', 'audio_end_token_id': '<|audio_end|>',
-  'vision_start_token_id': '<|vision_start|>', 'vision_end_token_id': '<|vision_end|>', 'user_token_id': 'user',
-}  # fmt: skip
+  'audio_token_id': '<|audio_pad|>',
+  'image_token_id': '<|image_pad|>',
+  'video_token_id': '<|video_pad|>',
+  'audio_start_token_id': '<|audio_start|>',
+  'audio_end_token_id': '<|audio_end|>',
+  'vision_start_token_id': '<|vision_start|>',
+  'vision_end_token_id': '<|vision_end|>',
+  'user_token_id': 'user',
+}
 
 CORPUS = """system user assistant system user assistant system user assistant
 The quick brown fox jumps over the lazy dog. What do you see in this picture? There is a red disc and a blue square.
@@ -195,8 +205,10 @@ def train_vocabulary(size: int, corpus: str = CORPUS) -> tuple[dict[str, int], l
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
   trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=size, initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
-  )  # fmt: skip
+    vocab_size=size,
+    initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
   lines = corpus.splitlines() + [role for role in ('system', 'user', 'assistant') for _ in range(50)]
   tokenizer.train_from_iterator(lines, trainer)
   model = json.loads(tokenizer.to_str())['model']
@@ -214,35 +226,70 @@ def _write_tokenizer(out: pathlib.Path, vocab: dict[str, int], merges: list[tupl
     for i, token in enumerate(ADDED_TOKENS)
   }
   named = {
-    'image_token': '<|image_pad|>', 'audio_token': '<|audio_pad|>', 'video_token': '<|video_pad|>',
-    'vision_bos_token': '<|vision_start|>', 'vision_eos_token': '<|vision_end|>', 'audio_bos_token': '<|audio_start|>',
+    'image_token': '<|image_pad|>',
+    'audio_token': '<|audio_pad|>',
+    'video_token': '<|video_pad|>',
+    'vision_bos_token': '<|vision_start|>',
+    'vision_eos_token': '<|vision_end|>',
+    'audio_bos_token': '<|audio_start|>',
     'audio_eos_token': '<|audio_end|>',
-  }  # fmt: skip
-  _write_json(out / 'tokenizer_config.json', {
-    'add_bos_token': False, 'add_prefix_space': False, 'added_tokens_decoder': added, 'bos_token': None,
-    'clean_up_tokenization_spaces': False, 'eos_token': '<|im_end|>', 'errors': 'replace', 'extra_special_tokens': named,
-    'model_max_length': 131072, 'pad_token': '<|endoftext|>', 'processor_class': 'Qwen3OmniMoeProcessor',
-    'split_special_tokens': False, 'tokenizer_class': 'Qwen2Tokenizer', 'unk_token': None, **named,
-  })  # fmt: skip
+  }
+  _write_json(
+    out / 'tokenizer_config.json',
+    {
+      'add_bos_token': False,
+      'add_prefix_space': False,
+      'added_tokens_decoder': added,
+      'bos_token': None,
+      'clean_up_tokenization_spaces': False,
+      'eos_token': '<|im_end|>',
+      'errors': 'replace',
+      'extra_special_tokens': named,
+      'model_max_length': 131072,
+      'pad_token': '<|endoftext|>',
+      'processor_class': 'Qwen3OmniMoeProcessor',
+      'split_special_tokens': False,
+      'tokenizer_class': 'Qwen2Tokenizer',
+      'unk_token': None,
+      **named,
+    },
+  )
 
 
 PREPROCESSOR = {
-  'chunk_length': 300, 'dither': 0.0, 'feature_extractor_type': 'WhisperFeatureExtractor', 'feature_size': 128,
-  'hop_length': 160, 'image_mean': [0.5, 0.5, 0.5], 'image_processor_type': 'Qwen2VLImageProcessor',
-  'image_std': [0.5, 0.5, 0.5], 'max_pixels': 12845056, 'merge_size': 2, 'min_pixels': 3136, 'n_fft': 400,
-  'n_samples': 4800000, 'nb_max_frames': 30000, 'padding_value': 0.0, 'patch_size': 16,
-  'processor_class': 'Qwen3OmniMoeProcessor', 'return_attention_mask': True, 'sampling_rate': 16000,
+  'chunk_length': 300,
+  'dither': 0.0,
+  'feature_extractor_type': 'WhisperFeatureExtractor',
+  'feature_size': 128,
+  'hop_length': 160,
+  'image_mean': [0.5, 0.5, 0.5],
+  'image_processor_type': 'Qwen2VLImageProcessor',
+  'image_std': [0.5, 0.5, 0.5],
+  'max_pixels': 12845056,
+  'merge_size': 2,
+  'min_pixels': 3136,
+  'n_fft': 400,
+  'n_samples': 4800000,
+  'nb_max_frames': 30000,
+  'padding_value': 0.0,
+  'patch_size': 16,
+  'processor_class': 'Qwen3OmniMoeProcessor',
+  'return_attention_mask': True,
+  'sampling_rate': 16000,
   'temporal_patch_size': 2,
-}  # fmt: skip
+}
 
 
 def _generation_config(variant: str, ids: dict[str, int]) -> dict[str, Any]:
   stop = {'eos_token_id': ids['<|im_end|>'], 'pad_token_id': ids['<|endoftext|>']}
   if variant == 'instruct':
     return stop | {
-      'talker_max_new_tokens': 4096, 'talker_repetition_penalty': 1.05, 'talker_temperature': 0.9, 'talker_top_k': 50,
+      'talker_max_new_tokens': 4096,
+      'talker_repetition_penalty': 1.05,
+      'talker_temperature': 0.9,
+      'talker_top_k': 50,
       'talker_top_p': 1.0,
-    }  # fmt: skip
+    }
   return stop | {'do_sample': True, 'temperature': 0.6, 'top_k': 20, 'top_p': 0.95}
 
 

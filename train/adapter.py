@@ -43,9 +43,18 @@ def write_adapter(folder: pathlib.Path, cfg: OmniConfig, lora: Mapping[str, Lora
   rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
   other = lambda values, common: {module: value for module, value in values.items() if value != common}
   options = {
-    'peft_type': 'LORA', 'r': rank, 'lora_alpha': alpha,
-    'rank_pattern': other(ranks, rank), 'alpha_pattern': other(alphas, alpha),
-    'target_modules': sorted(ranks), 'bias': 'none', 'use_dora': False, 'use_rslora': False, 'fan_in_fan_out': False,
-    'init_lora_weights': True, 'lora_dropout': 0.0, 'inference_mode': True,
-  }  # fmt: skip
+    'peft_type': 'LORA',
+    'r': rank,
+    'lora_alpha': alpha,
+    'rank_pattern': other(ranks, rank),
+    'alpha_pattern': other(alphas, alpha),
+    'target_modules': sorted(ranks),
+    'bias': 'none',
+    'use_dora': False,
+    'use_rslora': False,
+    'fan_in_fan_out': False,
+    'init_lora_weights': True,
+    'lora_dropout': 0.0,
+    'inference_mode': True,
+  }
   (folder / CONFIG).write_text(json.dumps(options, indent=2) + '\n')

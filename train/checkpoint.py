@@ -37,9 +37,11 @@ class Checkpoints:
       max_to_keep=keep, keep_period=keep_every, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
     )
     handlers = {
-      'params': ocp.StandardCheckpointHandler(), 'state': ocp.StandardCheckpointHandler(),
-      'data': ocp.JsonCheckpointHandler(), 'config': ocp.JsonCheckpointHandler(),
-    }  # fmt: skip
+      'params': ocp.StandardCheckpointHandler(),
+      'state': ocp.StandardCheckpointHandler(),
+      'data': ocp.JsonCheckpointHandler(),
+      'config': ocp.JsonCheckpointHandler(),
+    }
     self._manager = ocp.CheckpointManager(folder.absolute(), item_names=ITEMS, item_handlers=handlers, options=options)
 
   def describe(self, model: pathlib.Path) -> None:
@@ -53,9 +55,11 @@ class Checkpoints:
     """Begins to save; returns when the state may be changed again. data: of this process's loader alone or merged."""
     params, rest = _split(state, who)
     items = ocp.args.Composite(
-      params=ocp.args.StandardSave(params), state=ocp.args.StandardSave(rest), data=ocp.args.JsonSave(data),
+      params=ocp.args.StandardSave(params),
+      state=ocp.args.StandardSave(rest),
+      data=ocp.args.JsonSave(data),
       config=ocp.args.JsonSave(config),
-    )  # fmt: skip
+    )
     self._manager.save(int(state.step), args=items, force=True)
 
   def wait(self) -> None:
@@ -86,9 +90,11 @@ class Checkpoints:
     for step in self.steps():
       params, rest = _split(like, who)
       items = ocp.args.Composite(
-        params=ocp.args.StandardRestore(params), state=ocp.args.StandardRestore(rest), data=ocp.args.JsonRestore(),
+        params=ocp.args.StandardRestore(params),
+        state=ocp.args.StandardRestore(rest),
+        data=ocp.args.JsonRestore(),
         config=ocp.args.JsonRestore(),
-      )  # fmt: skip
+      )
       try:
         found = self._manager.restore(step, args=items)
       except Exception as error:  # whatever Orbax and its storage make of cut or lost files
@@ -125,9 +131,12 @@ def _split(state: TrainState, who: Roles) -> tuple[dict, dict]:
   params = {path: p for path, p in every.items() if path.split('/')[0] in who.trained_parts}
   lora = {path: p for path, p in state.trained.items() if path.startswith(LORA)}
   rest = {
-    'step': state.step, 'skipped': state.skipped, 'lora': lora, 'optimiser': dict(enumerate_leaves(state.optimiser)),
+    'step': state.step,
+    'skipped': state.skipped,
+    'lora': lora,
+    'optimiser': dict(enumerate_leaves(state.optimiser)),
     'ema': state.ema or {},
-  }  # fmt: skip
+  }
   rest = {name: value for name, value in rest.items() if not isinstance(value, dict) or value}
   return nested(params) or {'none': state.step}, rest
 
@@ -143,9 +152,13 @@ def _joined(like: TrainState, params: dict, rest: dict) -> TrainState:
   leaves, structure = jax.tree.flatten(like.optimiser)
   optimiser = jax.tree.unflatten(structure, [rest['optimiser'][str(i)] for i in range(len(leaves))])
   return like.replace(
-    step=rest['step'], skipped=rest['skipped'], optimiser=optimiser, ema=rest.get('ema') if like.ema is not None else None,
-    trained={path: found[path] for path in like.trained}, frozen={path: found.get(path, p) for path, p in like.frozen.items()},
-  )  # fmt: skip
+    step=rest['step'],
+    skipped=rest['skipped'],
+    optimiser=optimiser,
+    ema=rest.get('ema') if like.ema is not None else None,
+    trained={path: found[path] for path in like.trained},
+    frozen={path: found.get(path, p) for path, p in like.frozen.items()},
+  )
 
 
 def merged_over_processes(data: dict[str, Any], merge) -> dict[str, Any]:

@@ -87,15 +87,26 @@ class DataConfig:
     """Room in one lane. Raises ValueError listing what does not go together."""
     chunks = cfg.thinker.audio.chunks_per_window
     audio_rows, visual_rows = -(-self.audio_s // chunks), -(-self.visual_patches // max(self.visual_row, 1))
-    problems = [f'{name} {getattr(self, name)}: expected at least {low}' for name, low in
-                (('rows', 1), ('length', 2), ('lanes', 1), ('audio_s', 0), ('visual_patches', 0), ('buffer', 1),
-                 ('visual_row', cfg.thinker.vision.spatial_merge_size**2)) if getattr(self, name) < low]  # fmt: skip
+    problems = [
+      f'{name} {getattr(self, name)}: expected at least {low}'
+      for name, low in (
+        ('rows', 1),
+        ('length', 2),
+        ('lanes', 1),
+        ('audio_s', 0),
+        ('visual_patches', 0),
+        ('buffer', 1),
+        ('visual_row', cfg.thinker.vision.spatial_merge_size**2),
+      )
+      if getattr(self, name) < low
+    ]
     if not self.sources:
       problems.append('sources: none; give at least one')
     if len({source.weight is None for source in self.sources}) > 1:
       problems.append('weights: some sources have one and some do not')
-    problems += [f'weight {s.weight} of {s.path}: expected a number above 0' for s in self.sources
-                 if s.weight is not None and s.weight <= 0]  # fmt: skip
+    problems += [
+      f'weight {s.weight} of {s.path}: expected a number above 0' for s in self.sources if s.weight is not None and s.weight <= 0
+    ]
     if self.epochs is not None and self.sources and self.sources[0].weight is not None:
       problems.append('epochs: a mixture with weights has no end; give a number of steps instead')
     if self.visual_row % cfg.thinker.vision.spatial_merge_size**2:
@@ -104,11 +115,13 @@ class DataConfig:
       problems.append(f'rows {self.rows}: expected a multiple of lanes {self.lanes}')
     lanes = max(self.lanes, 1)
     for name, number, unit in (
-      ('audio_s', audio_rows, f'{chunks} s'), ('visual_patches', visual_rows, f'visual_row {self.visual_row}')
-    ):  # fmt: skip
+      ('audio_s', audio_rows, f'{chunks} s'),
+      ('visual_patches', visual_rows, f'visual_row {self.visual_row}'),
+    ):
       if number % lanes:
-        problems.append(f'{name} {getattr(self, name)} makes {number} encoder rows of {unit}: '
-                        f'expected a multiple of lanes {lanes}')  # fmt: skip
+        problems.append(
+          f'{name} {getattr(self, name)} makes {number} encoder rows of {unit}: expected a multiple of lanes {lanes}'
+        )
     if problems:
       raise ValueError('data: ' + '; '.join(problems))
     return LaneShape(self.rows // lanes, self.length, audio_rows // lanes, chunks, visual_rows // lanes, self.visual_row)
@@ -135,9 +148,16 @@ class _Lane:
   """One packer and the stream it draws from."""
 
   def __init__(
-    self, number: int, stream, state: LaneState, shape: LaneShape, cfg: DataConfig, model: OmniConfig, local: int,
+    self,
+    number: int,
+    stream,
+    state: LaneState,
+    shape: LaneShape,
+    cfg: DataConfig,
+    model: OmniConfig,
+    local: int,
     on_bad: Callable[[dict[str, str]], None],
-  ):  # fmt: skip
+  ):
     """local: lanes of this process, which share its threads and workers. on_bad: told of each bad record; may stop the job."""
     self.number, self.shape, self.cfg, self.model, self.on_bad = number, shape, cfg, model, on_bad
     self.stream, self.state = stream, copy.deepcopy(state)
@@ -248,8 +268,11 @@ class Loader:
     if state.get('version') != STATE_VERSION:
       raise ValueError(f'data state of version {state.get("version")!r}; this program reads version {STATE_VERSION}')
     theirs, ours = state['config'], self.fingerprint
-    changed = [f'{key} was {theirs.get(key)!r}, is {ours.get(key)!r}' for key in sorted({*ours, *theirs})
-               if theirs.get(key) != ours.get(key)]  # fmt: skip
+    changed = [
+      f'{key} was {theirs.get(key)!r}, is {ours.get(key)!r}'
+      for key in sorted({*ours, *theirs})
+      if theirs.get(key) != ours.get(key)
+    ]
     if changed:
       raise ValueError('the data are not those the state was saved with: ' + '; '.join(changed))
     missing = [lane for lane in self.owned if str(lane) not in state['lanes']]
@@ -303,8 +326,11 @@ class Loader:
             raise ValueError('no record of the sources can be used; see the reasons above')
           put(None)
           return
-        batch = assemble([(lane.number, [p for _, p in chosen]) for lane, chosen in zip(lanes, filled, strict=True)],
-                         self.shape, self.model.thinker)  # fmt: skip
+        batch = assemble(
+          [(lane.number, [p for _, p in chosen]) for lane, chosen in zip(lanes, filled, strict=True)],
+          self.shape,
+          self.model.thinker,
+        )
         stats = fill(batch) | _counts([item for chosen in filled for item, _ in chosen], lanes)
         if not put((batch, stats, self._saved({lane.number: lane.state for lane in lanes}))):
           return
@@ -414,6 +440,10 @@ def _counts(items: Sequence[_Waiting], lanes: Sequence[_Lane]) -> dict[str, Any]
   for lane in lanes:
     lane.bad_records = []
   return {
-    'records': len(items), 'by_source': by_source, 'by_kind': by_kind, 'ids': [item.name for item in items],
-    'bad': sum(lane.state.bad for lane in lanes), 'bad_records': bad_records,
-  }  # fmt: skip
+    'records': len(items),
+    'by_source': by_source,
+    'by_kind': by_kind,
+    'ids': [item.name for item in items],
+    'bad': sum(lane.state.bad for lane in lanes),
+    'bad_records': bad_records,
+  }

@@ -31,8 +31,15 @@ class Marks:
     assert len(line) == 1, 'byte-level BPE has a token for every byte'
     think = tokenizer.token_id('<think>'), tokenizer.token_id('</think>')
     t = cfg.thinker
-    media = (t.audio_token_id, t.image_token_id, t.video_token_id, t.audio_start_token_id, t.audio_end_token_id,
-             t.vision_start_token_id, t.vision_end_token_id)  # fmt: skip
+    media = (
+      t.audio_token_id,
+      t.image_token_id,
+      t.video_token_id,
+      t.audio_start_token_id,
+      t.audio_end_token_id,
+      t.vision_start_token_id,
+      t.vision_end_token_id,
+    )
     return cls(
       turn=cfg.im_start_token_id,
       end=cfg.im_end_token_id,
@@ -68,8 +75,10 @@ def chat_mask(ids: np.ndarray, learnt: Sequence[bool], marks: Marks, thinking: b
     if not len(after):
       raise ValueError(f'assistant turn {turn + 1} has no <|im_end|>: the chat template leaves it open')
     if begin > len(ids) or ids[begin - 1] != marks.line:
-      raise ValueError(f'assistant turn {turn + 1} begins with white space, which the tokenizer joins to the line break before '
-                       'it: remove it from the record')  # fmt: skip
+      raise ValueError(
+        f'assistant turn {turn + 1} begins with white space, which the tokenizer joins to the line break before '
+        'it: remove it from the record'
+      )
     if wanted:
       mask[begin : int(after[0]) + 1] = True
       if not thinking and marks.think is not None:

@@ -101,15 +101,21 @@ class Metrics:
   def _terminal(self, line: dict[str, Any]) -> str:
     left = (self.steps - line['step']) * line['step_s']
     parts = [
-      f'step {line["step"]}/{self.steps}', f'loss {line["loss"]:.4f}', f'grad {line["grad_norm"]:.2g}',
-      f'{line["tokens_per_s"]:,.0f} tokens/s', f'{line["step_s"]:.2f} s', f'MFU {line["mfu"]:.1%}' if 'mfu' in line else '',
+      f'step {line["step"]}/{self.steps}',
+      f'loss {line["loss"]:.4f}',
+      f'grad {line["grad_norm"]:.2g}',
+      f'{line["tokens_per_s"]:,.0f} tokens/s',
+      f'{line["step_s"]:.2f} s',
+      f'MFU {line["mfu"]:.1%}' if 'mfu' in line else '',
       f'padding {line["padding"]:.0%}' if 'padding' in line else '',
       f'busiest expert {line["busiest"]:.1f}x' if 'busiest' in line else '',
-      f'lost {line["lost"]:.0f}' if line.get('lost') else '', f'input {line["input_s"] / line["step_s"]:.0%}',
+      f'lost {line["lost"]:.0f}' if line.get('lost') else '',
+      f'input {line["input_s"] / line["step_s"]:.0%}',
       f'checkpoint {line["checkpoint_s"]:.1f} s' if line['checkpoint_s'] > 0.05 else '',
-      f'skipped {line["skipped"]:.0f}' if line['skipped'] else '', f'bad records {line["bad"]}' if line.get('bad') else '',
+      f'skipped {line["skipped"]:.0f}' if line['skipped'] else '',
+      f'bad records {line["bad"]}' if line.get('bad') else '',
       f'{left / 60:.0f} min left' if left > 60 else '',
-    ]  # fmt: skip
+    ]
     return '  '.join(part for part in parts if part)
 
   def evaluation(self, step: int, values: dict[str, float]) -> None:

@@ -183,9 +183,11 @@ class _AudioRows:
     self.cfg, self.shape = cfg, shape
     rows, X, chunk = lanes * shape.audio_rows, shape.chunks, cfg.audio.chunk_frames
     self.group = AudioWindows(
-      np.zeros((rows, X * chunk, cfg.audio.num_mel_bins), np.float32), np.zeros((rows, X), np.int32),
-      np.full((rows, X), chunk, np.int32), np.zeros((rows, X), np.int32),
-    )  # fmt: skip
+      np.zeros((rows, X * chunk, cfg.audio.num_mel_bins), np.float32),
+      np.zeros((rows, X), np.int32),
+      np.full((rows, X), chunk, np.int32),
+      np.zeros((rows, X), np.int32),
+    )
     self.used, self.windows = [0] * rows, [0] * rows
 
   def add(self, here: int, lane: int, inputs: ModelInputs, rows: Sequence[int]) -> np.ndarray:
@@ -214,9 +216,14 @@ class _VisualRows:
     rows, P = lanes * shape.visual_rows, shape.patches
     whole = lambda value: np.full((rows, P), value, np.int32)
     self.group = VisualFrames(
-      np.zeros((rows, P, cfg.vision.patch_dim), np.float32), whole(0), whole(0), whole(self.merge), whole(self.merge),
-      np.zeros(rows, np.int32), whole(0),
-    )  # fmt: skip
+      np.zeros((rows, P, cfg.vision.patch_dim), np.float32),
+      whole(0),
+      whole(0),
+      whole(self.merge),
+      whole(self.merge),
+      np.zeros(rows, np.int32),
+      whole(0),
+    )
     self.frames = [0] * rows
 
   def add(self, here: int, lane: int, inputs: ModelInputs, rows: Sequence[int]) -> np.ndarray:
@@ -240,9 +247,10 @@ def fill(batch: TrainBatch) -> dict[str, Any]:
   """How full a batch is: tokens, targets, audio chunks and patches used, and the room there was."""
   media = batch.media
   numbers = {
-    'tokens': int((batch.tokens.segment != 0).sum()), 'tokens_room': batch.tokens.ids.size,
+    'tokens': int((batch.tokens.segment != 0).sum()),
+    'tokens_room': batch.tokens.ids.size,
     'targets': int((batch.weights != 0).sum()),
-  }  # fmt: skip
+  }
   for name, groups in (('audio_s', media.audio), ('patches', media.visual)):
     for group in groups:
       segment = np.asarray(group.segment)

@@ -64,8 +64,14 @@ class Job:
 
 def prepare_libtpu() -> None:
   """Lets libtpu compile without a TPU, beside other processes that do. Before jax is imported."""
-  quiet = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-16', 'TPU_WORKER_HOSTNAMES': 'localhost',
-           'TPU_WORKER_ID': '0', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'JAX_PLATFORMS': 'cpu'}  # fmt: skip
+  quiet = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_WORKER_ID': '0',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    'JAX_PLATFORMS': 'cpu',
+  }
   for name, value in quiet.items():
     os.environ.setdefault(name, value)
 
@@ -77,9 +83,12 @@ def work_of(cfg: OmniConfig, job: Job) -> Work:
   if job.kind == 'speech':
     return Work.of_frame(job.batch, job.length)
   return Work.of_lengths(
-    cfg, [job.length] * job.batch, logits=job.batch if job.kind == 'prefill' else None,
-    audio=[800] * job.windows, frames=[FRAME_PATCHES] * job.frames,
-  )  # fmt: skip
+    cfg,
+    [job.length] * job.batch,
+    logits=job.batch if job.kind == 'prefill' else None,
+    audio=[800] * job.windows,
+    frames=[FRAME_PATCHES] * job.frames,
+  )
 
 
 def flops_of(cfg: OmniConfig, job: Job) -> dict[str, float]:

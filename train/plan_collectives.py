@@ -12,8 +12,21 @@ from typing import Any
 
 import numpy as np
 
-_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8,
-          'f64': 8}  # fmt: skip
+_BYTES = {
+  'pred': 1,
+  's8': 1,
+  'u8': 1,
+  's16': 2,
+  'u16': 2,
+  'bf16': 2,
+  'f16': 2,
+  's32': 4,
+  'u32': 4,
+  'f32': 4,
+  's64': 8,
+  'u64': 8,
+  'f64': 8,
+}
 _KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute')
 _OPERATION = re.compile(rf'= (?P<result>.*?) (?P<kind>{"|".join(sorted(_KINDS, key=len, reverse=True))})(?P<start>-start)?\(')
 _CALLED = re.compile(r'(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)')
@@ -112,8 +125,12 @@ def _received(found: re.Match, group: int, operand: str) -> float:
     size = max(sizes)
   else:
     size = sum(sizes)  # several arrays in one operation
-  return {'all-gather': size * others, 'all-reduce': 2 * size * others, 'reduce-scatter': size * (group - 1),
-          'collective-permute': float(size)}.get(kind, size * others)  # fmt: skip
+  return {
+    'all-gather': size * others,
+    'all-reduce': 2 * size * others,
+    'reduce-scatter': size * (group - 1),
+    'collective-permute': float(size),
+  }.get(kind, size * others)
 
 
 def _sizes(text: str) -> list[int]:
@@ -134,7 +151,7 @@ def _groups(line: str, axes: Mapping[str, int]) -> tuple[int, str]:
       ids = ids.transpose(list(map(int, found[4].split(','))))
     groups = ids.reshape(int(found[1]), int(found[2]))
     return groups.shape[1], _axes_of(groups, axes)
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line):
+  if found := re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', line):
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
     inside = [name for name in sizes if f"'{name}'" in found[2]]
     ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))

@@ -118,8 +118,11 @@ def _prefill(cfg: OmniConfig, job: Job, mesh):
   B, T = job.batch, job.length
   params, sampling, limits = _thinker_call(cfg, job, mesh)
   zeros = lambda *shape, dtype=np.int32: np.broadcast_to(np.zeros((), dtype), shape)
-  tokens = ThinkerTokens(*_rows((zeros(B, T), zeros(B, T)), B, mesh)[:1], _rows(zeros(3, B, T, dtype=np.float32), B, mesh, 1),
-                         _rows(zeros(B, T), B, mesh))  # fmt: skip
+  tokens = ThinkerTokens(
+    *_rows((zeros(B, T), zeros(B, T)), B, mesh)[:1],
+    _rows(zeros(3, B, T, dtype=np.float32), B, mesh, 1),
+    _rows(zeros(B, T), B, mesh),
+  )
   batch = Batch(tokens, Media(), *_rows((zeros(B), zeros(B, dtype=np.float32)), B, mesh))
   tap = cfg.talker.accept_hidden_layer if cfg.talker else None
   call = _Static(decode.prefill.__wrapped__, slots=T, outputs=16, penalised=False, dtype=jnp.bfloat16, tap_layer=tap)
@@ -141,9 +144,10 @@ def _decode(cfg: OmniConfig, job: Job, mesh):
   state = decode.State(cache, *_rows(small, B, mesh), seen=None)
   steps = _rows(jax.ShapeDtypeStruct((), jnp.int32), B, mesh)
   return (
-    _Static(decode.decode.__wrapped__, dtype=jnp.bfloat16), (params, cfg.thinker, state, sampling, limits, steps),
+    _Static(decode.decode.__wrapped__, dtype=jnp.bfloat16),
+    (params, cfg.thinker, state, sampling, limits, steps),
     {'weights': params, 'activations': state},
-  )  # fmt: skip
+  )
 
 
 class _Static:
@@ -176,9 +180,16 @@ def _speech(cfg: OmniConfig, job: Job, mesh):
   plain = placed(code_predictor_spec(talker), mesh, jnp.bfloat16)
   predictor = _rows(jax.eval_shape(lambda p: prepare_predictor(p, jnp.bfloat16), plain), 0, mesh)
   fields = (
-    of(B), of(B, dtype=jnp.float32), bf16(B, D), of(B), of(B), of(B, 1024, talker.num_code_groups), of(B),
-    of(B, V, dtype=jnp.bool_), of(B, speech.PERIODS),
-  )  # fmt: skip
+    of(B),
+    of(B, dtype=jnp.float32),
+    bf16(B, D),
+    of(B),
+    of(B),
+    of(B, 1024, talker.num_code_groups),
+    of(B),
+    of(B, V, dtype=jnp.bool_),
+    of(B, speech.PERIODS),
+  )
   state = speech.SpeechState(_cache(talker.text, job, mesh), *_rows(fields, B, mesh))
   text = _rows(TextTrack(bf16(B, 256, D), of(B), bf16(D), bf16(D), bf16(D)), B, mesh)
   voice = Voice()

@@ -12,8 +12,13 @@ from qwen3_omni_jax.hardware import Topology
 from .plan import Job, abstract_mesh, compile_program, flops_of, tpu_mesh, work_of
 from .plan_memory import advice, estimated_temporary, held_bytes
 
-_LABELS = {'weights': 'weights', 'optimiser': 'optimiser', 'activations': 'inputs and caches', 'temporary': 'temporary',
-           'other_parts': "the model's other parts"}  # fmt: skip
+_LABELS = {
+  'weights': 'weights',
+  'optimiser': 'optimiser',
+  'activations': 'inputs and caches',
+  'temporary': 'temporary',
+  'other_parts': "the model's other parts",
+}
 
 
 def make_plan(cfg: OmniConfig, job: Job, topology: Topology, model: str = '') -> dict[str, Any]:
@@ -83,9 +88,13 @@ def _estimate(cfg: OmniConfig, job: Job, topology: Topology, plan: dict[str, Any
   step = max(times.values())
   tokens = job.batch * (job.length if job.kind in ('train', 'prefill') else 1)
   return {
-    'is_estimate': True, **times, 'step_s': step, 'bound_by': max(times, key=lambda name: times[name])[:-2],
-    'mfu': flops / (step * topology.devices * device.flops), 'tokens_per_s': tokens / step,
-  }  # fmt: skip
+    'is_estimate': True,
+    **times,
+    'step_s': step,
+    'bound_by': max(times, key=lambda name: times[name])[:-2],
+    'mfu': flops / (step * topology.devices * device.flops),
+    'tokens_per_s': tokens / step,
+  }
 
 
 def lines(plan: dict[str, Any]) -> list[str]:
@@ -108,10 +117,11 @@ def lines(plan: dict[str, Any]) -> list[str]:
     out += ['', f'compiled in {plan["compile_seconds"]:.0f} s, {plan["host_peak_bytes"] / 2**30:.1f} GiB of host memory']
   kinds = [name for name in ('compute_s', 'memory_s', 'links_s') if name in estimate]
   out += [
-    '', f'estimate (roofline, a lower bound; not measured): {1e3 * estimate["step_s"]:.1f} ms a {_run(job["kind"])}, bound by '
+    '',
+    f'estimate (roofline, a lower bound; not measured): {1e3 * estimate["step_s"]:.1f} ms a {_run(job["kind"])}, bound by '
     f'{estimate["bound_by"]}; MFU {100 * estimate["mfu"]:.1f} % at most; {estimate["tokens_per_s"]:.0f} tokens/s',
     f'  {", ".join(f"{name[:-2]} {1e3 * estimate[name]:.1f} ms" for name in kinds)}',
-  ]  # fmt: skip
+  ]
   out += ['', 'fits' if plan['fits'] else 'DOES NOT FIT. What would help:', *(f'  {line}' for line in plan['advice'])]
   return out
 
@@ -137,12 +147,15 @@ def html(plan: dict[str, Any]) -> str:
   axes.legend(fontsize=8, ncols=3, loc='lower center', bbox_to_anchor=(0.5, 1.0))
   parts = [(name, f'{n / 1e12:.3f}') for name, n in {**by_part(plan['flops'])}.items()]
   sent = [(kind, along, f'{n / 2**20:.1f}') for kind, of in (plan['collectives'] or {}).items() for along, n in of.items()]
-  return page(f'Plan: {plan["job"]["kind"]} on {plan["topology"]}', [
-    ('Memory of a device', svg(drawn)),
-    ('TFLOPs by part', table(('part', 'TFLOPs'), parts)),
-    (f'Collectives ({plan["collectives_source"]})', table(('kind', 'mesh axes', 'MiB'), sent)),
-    ('All', text('\n'.join(lines(plan)), code=True)),
-  ])  # fmt: skip
+  return page(
+    f'Plan: {plan["job"]["kind"]} on {plan["topology"]}',
+    [
+      ('Memory of a device', svg(drawn)),
+      ('TFLOPs by part', table(('part', 'TFLOPs'), parts)),
+      (f'Collectives ({plan["collectives_source"]})', table(('kind', 'mesh axes', 'MiB'), sent)),
+      ('All', text('\n'.join(lines(plan)), code=True)),
+    ],
+  )
 
 
 def finite(plan: Any) -> Any:

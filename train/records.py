@@ -218,9 +218,11 @@ def _pieces(whole: Example, length: int, processor: Processor) -> Iterator[Examp
         raise ValueError(f'a medium of more than {length} tokens; a row has {length}')
     part = slice(begin, end)
     piece = ModelInputs(
-      inputs.ids[part], inputs.positions[:, part] - inputs.positions[:, begin : begin + 1],
-      tuple(next(audios) for _ in range(int(hears[part].sum()))), tuple(next(visuals) for _ in range(int(sees[part].sum()))),
-    )  # fmt: skip
+      inputs.ids[part],
+      inputs.positions[:, part] - inputs.positions[:, begin : begin + 1],
+      tuple(next(audios) for _ in range(int(hears[part].sum()))),
+      tuple(next(visuals) for _ in range(int(sees[part].sum()))),
+    )
     yield Example(piece, whole.learn[part], _kind(piece))
     begin = end
 

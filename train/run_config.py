@@ -60,9 +60,17 @@ class Run(Recipe):
     problems = [f'{name}: missing' for name in ('model', 'out') if not getattr(self, name)]
     if self.init not in ('model', 'random'):
       problems.append(f'init {self.init!r}: expected model or random')
-    problems += [f'{name} {value}: expected at least 1' for name, value in
-                 (('steps', self.steps), ('save.every', self.save.every), ('save.keep', self.save.keep),
-                  ('log.every', self.log.every), ('step.accumulate', self.step.accumulate)) if value < 1]  # fmt: skip
+    problems += [
+      f'{name} {value}: expected at least 1'
+      for name, value in (
+        ('steps', self.steps),
+        ('save.every', self.save.every),
+        ('save.keep', self.save.keep),
+        ('log.every', self.log.every),
+        ('step.accumulate', self.step.accumulate),
+      )
+      if value < 1
+    ]
     if self.data.epochs is not None:
       problems.append('data.epochs: a run has a number of steps; leave it out')
     if problems:

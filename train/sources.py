@@ -211,14 +211,23 @@ def _parts(record: dict[str, Any]) -> list[dict[str, Any]]:
   """The content parts of a record, wherever it has them."""
   messages = record.get('messages')
   contents = [m.get('content') for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
-  return [part for content in (*contents, record.get('content')) if isinstance(content, list)
-          for part in content if isinstance(part, dict)]  # fmt: skip
+  return [
+    part
+    for content in (*contents, record.get('content'))
+    if isinstance(content, list)
+    for part in content
+    if isinstance(part, dict)
+  ]
 
 
 FORMATS: dict[str, type[Shard]] = {
-  '.jsonl': JsonLines, '.ndjson': JsonLines, '.parquet': Parquet, '.tar': WebDataset, '.array_record': ArrayRecord,
+  '.jsonl': JsonLines,
+  '.ndjson': JsonLines,
+  '.parquet': Parquet,
+  '.tar': WebDataset,
+  '.array_record': ArrayRecord,
   '.arrayrecord': ArrayRecord,
-}  # fmt: skip
+}
 
 
 class Source:

@@ -53,8 +53,9 @@ def choose(params: Mapping[str, Param], parts: Sequence[Part]) -> dict[str, Part
 def choose_lora(matrices: Iterable[str], parts: Sequence[LoraPart]) -> dict[str, LoraPart]:
   """{path: its LoRA} of the matrices that some pattern matches; the first one decides."""
   matrices = list(matrices)
-  chosen = {path: next(p for p in parts if matches(p.pattern, path)) for path in matrices
-            if any(matches(p.pattern, path) for p in parts)}  # fmt: skip
+  chosen = {
+    path: next(p for p in parts if matches(p.pattern, path)) for path in matrices if any(matches(p.pattern, path) for p in parts)
+  }
   if idle := [part.pattern for part in parts if not any(matches(part.pattern, path) for path in matrices)]:
     raise ValueError(f'lora: {", ".join(map(repr, idle))} match no matrix; paths look like {_examples(matrices)}')
   return chosen

@@ -36,9 +36,17 @@ def encode_media(params: Params, cfg: OmniConfig, media: Media, dtype, remat: st
   ]
   visual = [
     encode_vision(
-      params['vision'], thinker.vision, g.patches.astype(dtype), g.rows, g.cols, g.heights, g.widths, g.length, g.segment,
+      params['vision'],
+      thinker.vision,
+      g.patches.astype(dtype),
+      g.rows,
+      g.cols,
+      g.heights,
+      g.widths,
+      g.length,
+      g.segment,
       remat=remat,
-    )  # fmt: skip
+    )
     for g in media.visual
   ]
   return join_features(audio, visual)
@@ -56,9 +64,15 @@ def loss_sums(
   valid = tokens.segment != 0
   features = encode_media(params, cfg, batch.media, dtype, how.encoder_remat)
   out, sums = thinker_forward(
-    params['thinker'], cfg.thinker, tokens, features, dtype=dtype, remat=how.remat, dispatch=Dispatch(buffer=how.buffer),
+    params['thinker'],
+    cfg.thinker,
+    tokens,
+    features,
+    dtype=dtype,
+    remat=how.remat,
+    dispatch=Dispatch(buffer=how.buffer),
     observe=functools.partial(router_sums, valid),
-  )  # fmt: skip
+  )
   losses = token_losses(out.hidden, params['thinker']['head'].astype(dtype), batch.targets, recipe.loss.chunk)
   weighted = losses * batch.weights
   weight = batch.weights.sum()
@@ -209,5 +223,3 @@ def eval_sums(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
     return {name: sums[name] for name in ('cross_entropy', 'weight', 'loss_by_kind', 'weight_by_kind')}
 
   return run
-
-

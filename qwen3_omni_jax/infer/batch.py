@@ -76,8 +76,9 @@ class Engine:
   An engine answers one stream of rows at a time; what it has compiled and kept serves the next.
   """
 
-  def __init__(self, omni: Omni, config: EngineConfig | None = None, voice: Voice | None = None,
-               stop_token_ids: Sequence[int] | None = None):  # fmt: skip
+  def __init__(
+    self, omni: Omni, config: EngineConfig | None = None, voice: Voice | None = None, stop_token_ids: Sequence[int] | None = None
+  ):
     self.omni = omni
     self.config = config or EngineConfig()
     self.voice = omni.voice_for(voice) if voice is not None else omni.voice
@@ -331,9 +332,12 @@ class Engine:
 
 
 def answer_rows(
-  omni: Omni, rows: Iterable[Row], config: EngineConfig | None = None, voice: Voice | None = None,
+  omni: Omni,
+  rows: Iterable[Row],
+  config: EngineConfig | None = None,
+  voice: Voice | None = None,
   stop_token_ids: Sequence[int] | None = None,
-) -> Iterator[Result]:  # fmt: skip
+) -> Iterator[Result]:
   """Results of all rows, in the order in which they are finished. voice: `omni.voice` or another, if any row is to be spoken."""
   return Engine(omni, config, voice, stop_token_ids).answer(rows)
 
@@ -341,10 +345,16 @@ def answer_rows(
 def compiled_programs() -> dict[str, int]:
   """How many programs of each kind this process has compiled for engines so far."""
   functions = {
-    'feed_pieces': slots.feed_pieces, 'decode_slots': slots.decode_slots, 'take_piece': slots.take_piece,
-    'put_piece': slots.put_piece, 'move_slot': slots.move_slot, 'encode_audio': media_batch.encode_audio_lanes,
-    'encode_visual': media_batch.encode_visual_lanes, 'begin_talk': speech_slots.begin_talk,
-    'speak_slots': speech_slots.speak_slots, 'vocode_lanes': speech_slots.vocode_lanes,
-  }  # fmt: skip
+    'feed_pieces': slots.feed_pieces,
+    'decode_slots': slots.decode_slots,
+    'take_piece': slots.take_piece,
+    'put_piece': slots.put_piece,
+    'move_slot': slots.move_slot,
+    'encode_audio': media_batch.encode_audio_lanes,
+    'encode_visual': media_batch.encode_visual_lanes,
+    'begin_talk': speech_slots.begin_talk,
+    'speak_slots': speech_slots.speak_slots,
+    'vocode_lanes': speech_slots.vocode_lanes,
+  }
   of = lambda f: f if hasattr(f, '_cache_size') else f.__wrapped__  # inside sharding.follow_params
   return {name: of(f)._cache_size() for name, f in functions.items()}

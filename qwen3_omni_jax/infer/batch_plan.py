@@ -51,8 +51,19 @@ class EngineConfig:
 
   def __post_init__(self):
     problems = []
-    counts = ('slots', 'speech_slots', 'room', 'lanes', 'encoder_lanes', 'steps', 'frames', 'ahead', 'workers', 'wave_frames',
-              'wave_lanes')  # fmt: skip
+    counts = (
+      'slots',
+      'speech_slots',
+      'room',
+      'lanes',
+      'encoder_lanes',
+      'steps',
+      'frames',
+      'ahead',
+      'workers',
+      'wave_frames',
+      'wave_lanes',
+    )
     for name in counts:
       value = getattr(self, name)
       if value is not None and value < 1:

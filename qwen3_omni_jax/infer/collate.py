@@ -122,9 +122,7 @@ def _pack_audio(clips, cfg: ThinkerConfig) -> tuple[tuple[AudioWindows, ...], li
   slot = {}
   for chunks, members in _by_key(range(len(windows)), lambda w: chunks_of[w]):
     R, F = bucket(len(members)), chunks * chunk
-    group = AudioWindows(
-      np.zeros((R, F, cfg.audio.num_mel_bins), np.float32), np.zeros(R, np.int32), np.full(R, chunk, np.int32)
-    )
+    group = AudioWindows(np.zeros((R, F, cfg.audio.num_mel_bins), np.float32), np.zeros(R, np.int32), np.full(R, chunk, np.int32))
     for i, w in enumerate(members):
       mel, conv_frames, _ = windows[w]
       group.mel[i, : len(mel)], group.frames[i], group.conv_frames[i] = mel, len(mel), conv_frames
@@ -148,9 +146,13 @@ def _pack_visual(items, cfg: ThinkerConfig) -> tuple[tuple[VisualFrames, ...], l
   for P, members in _by_key(range(len(frames)), lambda f: bucket(len(frames[f][0]), 16 * merge**2)):
     R = bucket(len(members))
     group = VisualFrames(
-      np.zeros((R, P, cfg.vision.patch_dim), np.float32), np.zeros((R, P), np.int32), np.zeros((R, P), np.int32),
-      np.full(R, merge, np.int32), np.full(R, merge, np.int32), np.zeros(R, np.int32),
-    )  # fmt: skip
+      np.zeros((R, P, cfg.vision.patch_dim), np.float32),
+      np.zeros((R, P), np.int32),
+      np.zeros((R, P), np.int32),
+      np.full(R, merge, np.int32),
+      np.full(R, merge, np.int32),
+      np.zeros(R, np.int32),
+    )
     for i, f in enumerate(members):
       patches, h, w, _ = frames[f]
       n = len(patches)

@@ -61,9 +61,16 @@ def encode_audio_windows(params: Params, cfg: ThinkerConfig, group: AudioWindows
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
 def encode_visual_frames(params: Params, cfg: ThinkerConfig, group: VisualFrames, dtype):
   return encode_vision(
-    params, cfg.vision, group.patches.astype(dtype), group.rows, group.cols, group.heights, group.widths, group.length,
+    params,
+    cfg.vision,
+    group.patches.astype(dtype),
+    group.rows,
+    group.cols,
+    group.heights,
+    group.widths,
+    group.length,
     group.segment,
-  )  # fmt: skip
+  )
 
 
 def encode_media(params: Params, cfg: ThinkerConfig, media: Media, dtype=jnp.float32) -> Features:
@@ -182,9 +189,14 @@ def _choose(params: Params, state: State, hidden: Float[Array, 'B D'], sampling:
 
 
 def step(
-  params: Params, cfg: ThinkerConfig, state: State, sampling: SamplingRows, limits: Limits, dtype=jnp.float32,
+  params: Params,
+  cfg: ThinkerConfig,
+  state: State,
+  sampling: SamplingRows,
+  limits: Limits,
+  dtype=jnp.float32,
   tap_layer: int | None = None,
-) -> tuple[State, ThinkerOut]:  # fmt: skip
+) -> tuple[State, ThinkerOut]:
   """Feeds each row's last token and samples the next. Done rows stay as they are."""
   live = ~state.done
   B = state.token.shape[0]
@@ -193,9 +205,7 @@ def step(
     positions=jnp.broadcast_to(state.position[:, None], (3, B, 1)),
     segment=live[:, None].astype(jnp.int32),
   )
-  out, cache = thinker_extend(
-    params, cfg, tokens, Features(), state.filled, state.cache, tap_layer=tap_layer, dtype=dtype
-  )
+  out, cache = thinker_extend(params, cfg, tokens, Features(), state.filled, state.cache, tap_layer=tap_layer, dtype=dtype)
   state = state.replace(
     cache=cache, filled=state.filled + live.astype(jnp.int32), position=state.position + live.astype(jnp.float32)
   )
@@ -205,9 +215,14 @@ def step(
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state',))
 def decode(
-  params: Params, cfg: ThinkerConfig, state: State, sampling: SamplingRows, limits: Limits, steps: Int[Array, ''],
+  params: Params,
+  cfg: ThinkerConfig,
+  state: State,
+  sampling: SamplingRows,
+  limits: Limits,
+  steps: Int[Array, ''],
   dtype=jnp.float32,
-) -> State:  # fmt: skip
+) -> State:
   """Up to `steps` steps on device, fewer if every row is done."""
 
   def more(carry):

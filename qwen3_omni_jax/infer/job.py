@@ -82,8 +82,18 @@ class JobConfig:
 
   def defaults(self) -> dict[str, Any]:
     """Settings of rows that do not name their own."""
-    names = ('speaker', 'max_new_tokens', 'max_frames', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'fps',
-             'audio_in_video', 'enable_thinking')  # fmt: skip
+    names = (
+      'speaker',
+      'max_new_tokens',
+      'max_frames',
+      'temperature',
+      'top_k',
+      'top_p',
+      'repetition_penalty',
+      'fps',
+      'audio_in_video',
+      'enable_thinking',
+    )
     return {name: getattr(self, name) for name in names}
 
   def identity(self) -> dict[str, Any]:
@@ -231,8 +241,10 @@ class _Run:
       line['tool_calls'] = calls
     frames = 0 if reply.speech is None else len(reply.speech.codes)
     line['usage'] = {
-      'prompt_tokens': reply.prompt_tokens, 'completion_tokens': len(reply.token_ids), 'audio_frames': frames,
-    }  # fmt: skip
+      'prompt_tokens': reply.prompt_tokens,
+      'completion_tokens': len(reply.token_ids),
+      'audio_frames': frames,
+    }
     line |= {'finish_reason': reply.finish_reason, 'seed': result.seed}
     if self.config.token_ids:
       line['token_ids'] = reply.token_ids

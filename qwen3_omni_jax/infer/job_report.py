@@ -41,12 +41,21 @@ def summarise(store: Store, manifest: dict[str, Any], own: dict[str, Any] | None
   wall = _wall([t['finished'] for t in timings.values()], own)
   failed = sum(kinds.values())
   return {
-    'complete': True, 'rows': rows, 'answered': rows - failed, 'failed': failed, 'failures': dict(sorted(kinds.items())),
-    'finish_reasons': dict(sorted(ends.items())), **dict(sorted(totals.items())), 'audio_s': round(seconds, 3),
-    'processes': len({t['process'] for t in timings.values()}), 'seconds': wall,
-    'rows_per_s': _rate(rows, wall), 'tokens_per_s': _rate(totals['completion_tokens'], wall),
-    'audio_s_per_s': _rate(seconds, wall), 'own': _use(own),
-  }  # fmt: skip
+    'complete': True,
+    'rows': rows,
+    'answered': rows - failed,
+    'failed': failed,
+    'failures': dict(sorted(kinds.items())),
+    'finish_reasons': dict(sorted(ends.items())),
+    **dict(sorted(totals.items())),
+    'audio_s': round(seconds, 3),
+    'processes': len({t['process'] for t in timings.values()}),
+    'seconds': wall,
+    'rows_per_s': _rate(rows, wall),
+    'tokens_per_s': _rate(totals['completion_tokens'], wall),
+    'audio_s_per_s': _rate(seconds, wall),
+    'own': _use(own),
+  }
 
 
 def _has_sound(out: pathlib.Path, audio: dict[str, Any], archives: dict[str, set[str]]) -> bool:
@@ -80,15 +89,17 @@ def _use(own: dict[str, Any] | None) -> dict[str, Any] | None:
   share = lambda part, whole: round(part / whole, 4) if whole else None
   return own | {
     'slot_use': {
-      'thinker': share(e['thinker_live'], e['thinker_steps']), 'talker': share(e['talker_live'], e['talker_steps']),
-      'occupied_while_rows_wait': share(e['occupied'], e['occupied_of']), 'peak': round(e['peak_use'], 4),
+      'thinker': share(e['thinker_live'], e['thinker_steps']),
+      'talker': share(e['talker_live'], e['talker_steps']),
+      'occupied_while_rows_wait': share(e['occupied'], e['occupied_of']),
+      'peak': round(e['peak_use'], 4),
     },
     'padding': {
       'prompt': share(e['padded_tokens'], e['padded_tokens'] + e['prompt_tokens']),
       'vocoder': share(e['wave_padding'], e['wave_padding'] + e['wave_frames']),
     },
     'reused_prompt_tokens': e['reused_tokens'],
-  }  # fmt: skip
+  }
 
 
 def write_report(path: pathlib.Path, store: Store, summary: dict[str, Any]) -> None:
@@ -108,8 +119,10 @@ def write_report(path: pathlib.Path, store: Store, summary: dict[str, Any]) -> N
   sections.append(('Throughput', _throughput([t['finished'] for t in timings])))
   lengths = {'prompt, tokens': prompt, 'reply, tokens': reply, 'speech, s': sound}
   sections.append(('Lengths', _histograms({k: v for k, v in lengths.items() if v})))
-  stages = {name: [t[key] for t in timings if key in t] for name, key in
-            (('to first token, s', 'first_token_s'), ('to end of text, s', 'text_s'), ('to result, s', 'total_s'))}  # fmt: skip
+  stages = {
+    name: [t[key] for t in timings if key in t]
+    for name, key in (('to first token, s', 'first_token_s'), ('to end of text, s', 'text_s'), ('to result, s', 'total_s'))
+  }
   sections.append(('Latency, from when a row was taken up', _histograms({k: v for k, v in stages.items() if v})))
   if summary.get('own'):
     sections.append(('The process that finished the job', text(json.dumps(summary['own'], indent=1), code=True)))

@@ -176,9 +176,16 @@ class LiveAudio:
     limits = omni._limits([row.max_new_tokens], stop_token_ids)
     length = len(self.ids)
     state = self._state = decode.begin_decode(
-      omni.params['thinker'], self.cache, jnp.array([length], jnp.int32), jnp.array([length], jnp.float32), hidden, seen, rows,
-      limits, outputs=bucket(row.max_new_tokens, 16),
-    )  # fmt: skip
+      omni.params['thinker'],
+      self.cache,
+      jnp.array([length], jnp.int32),
+      jnp.array([length], jnp.float32),
+      hidden,
+      seen,
+      rows,
+      limits,
+      outputs=bucket(row.max_new_tokens, 16),
+    )
     state.token.block_until_ready()
     timings = {'first_token_s': time.perf_counter() - started}
     for run in omni._decode(state, rows, limits, 1, self._handoff() if speech else None, timings, started):
@@ -244,9 +251,15 @@ class LiveAudio:
     positions = np.broadcast_to((len(self.ids) + at).astype(np.float32), (3, 1, T))
     index = None if features is None else np.where(at < length, at, -1).astype(np.int32)[None]
     hidden, tap, self.cache = decode.extend_prompt(
-      self.omni.params['thinker'], self.cfg, ThinkerTokens(padded, positions, segment, index), Features(audio=features),
-      np.array([len(self.ids)], np.int32), self.cache, dtype=self.omni.dtype, tap_layer=self.tap_layer,
-    )  # fmt: skip
+      self.omni.params['thinker'],
+      self.cfg,
+      ThinkerTokens(padded, positions, segment, index),
+      Features(audio=features),
+      np.array([len(self.ids)], np.int32),
+      self.cache,
+      dtype=self.omni.dtype,
+      tap_layer=self.tap_layer,
+    )
     if tap is not None:
       self.taps += [(jnp.zeros_like(tap[:, :1]), len(self.ids) - self._tapped), (tap[:, :length], length)]
     self.ids += ids

@@ -56,9 +56,10 @@ def encode_items(params: Params, cfg: ThinkerConfig, items: Sequence[Item], lane
   if first.kind == 'audio':
     frames = first.shape * cfg.audio.chunk_frames
     group = AudioWindows(
-      np.zeros((lanes, frames, cfg.audio.num_mel_bins), np.float32), np.zeros(lanes, np.int32),
+      np.zeros((lanes, frames, cfg.audio.num_mel_bins), np.float32),
+      np.zeros(lanes, np.int32),
       np.full(lanes, cfg.audio.chunk_frames, np.int32),
-    )  # fmt: skip
+    )
     for i, item in enumerate(items):
       mel, short = item.payload
       group.mel[i, : len(mel)], group.frames[i], group.conv_frames[i] = mel, len(mel), short
@@ -66,9 +67,13 @@ def encode_items(params: Params, cfg: ThinkerConfig, items: Sequence[Item], lane
   else:
     P, merge = first.shape, cfg.vision.spatial_merge_size
     group = VisualFrames(
-      np.zeros((lanes, P, cfg.vision.patch_dim), np.float32), np.zeros((lanes, P), np.int32), np.zeros((lanes, P), np.int32),
-      np.full(lanes, merge, np.int32), np.full(lanes, merge, np.int32), np.zeros(lanes, np.int32),
-    )  # fmt: skip
+      np.zeros((lanes, P, cfg.vision.patch_dim), np.float32),
+      np.zeros((lanes, P), np.int32),
+      np.zeros((lanes, P), np.int32),
+      np.full(lanes, merge, np.int32),
+      np.full(lanes, merge, np.int32),
+      np.zeros(lanes, np.int32),
+    )
     for i, item in enumerate(items):
       patches, h, w = item.payload
       n = len(patches)

@@ -326,9 +326,7 @@ class Omni:
       rows, first = [row for row, _ in pairs], [begin for _, begin in pairs]
       batch = collate(rows, self.cfg.thinker)
       features = decode.encode_media(self.params, self.cfg.thinker, batch.media, self.dtype)
-      logprobs = np.asarray(
-        decode.score(self.params['thinker'], self.cfg.thinker, batch.tokens, features, dtype=self.dtype)
-      )
+      logprobs = np.asarray(decode.score(self.params['thinker'], self.cfg.thinker, batch.tokens, features, dtype=self.dtype))
       for b, (row, begin) in enumerate(zip(rows, first, strict=True)):
         ids = [int(t) for t in row.ids[begin:]]
         tokens = [self.processor.tokenizer.decode([t], skip_special_tokens=False) for t in ids]
@@ -347,9 +345,16 @@ class Omni:
   def _speaker(self, rows: list[_Row], handoff: Handoff | None, voice: Voice, reference_exact: bool) -> Speaker:
     assert handoff is not None
     return Speaker(
-      self, [row.inputs for row in rows], handoff, [row.speaker for row in rows], [row.sampling.seed for row in rows],
-      [row.max_frames for row in rows], [row.max_new_tokens for row in rows], voice, reference_exact,
-    )  # fmt: skip
+      self,
+      [row.inputs for row in rows],
+      handoff,
+      [row.speaker for row in rows],
+      [row.sampling.seed for row in rows],
+      [row.max_frames for row in rows],
+      [row.max_new_tokens for row in rows],
+      voice,
+      reference_exact,
+    )
 
   def _to_say(self, state: decode.State, rows: list[_Row], stop_token_ids, reference_exact: bool) -> np.ndarray:
     """How many tokens of each row's output so far are to be spoken."""
@@ -403,18 +408,33 @@ class Omni:
     timings['encode_s'] = time.perf_counter() - started
     tap = self.cfg.talker.accept_hidden_layer if speech and self.cfg.talker is not None else None
     state, out = decode.prefill(
-      self.params['thinker'], self.cfg.thinker, batch.replace(media=()), features, sampling, limits,
-      slots=slots, outputs=outputs, penalised=penalised, dtype=self.dtype, tap_layer=tap,
-    )  # fmt: skip
+      self.params['thinker'],
+      self.cfg.thinker,
+      batch.replace(media=()),
+      features,
+      sampling,
+      limits,
+      slots=slots,
+      outputs=outputs,
+      penalised=penalised,
+      dtype=self.dtype,
+      tap_layer=tap,
+    )
     state.token.block_until_ready()
     timings['first_token_s'] = time.perf_counter() - started
     handoff = None if out.tap is None else Handoff(jnp.asarray(batch.tokens.ids), out.tap)
     yield from self._decode(state, sampling, limits, steps_per_call, handoff, timings, started)
 
   def _decode(
-    self, state: decode.State, sampling, limits: decode.Limits, steps_per_call: int, handoff: Handoff | None,
-    timings: dict[str, float], started: float,
-  ) -> Iterator[_Run]:  # fmt: skip
+    self,
+    state: decode.State,
+    sampling,
+    limits: decode.Limits,
+    steps_per_call: int,
+    handoff: Handoff | None,
+    timings: dict[str, float],
+    started: float,
+  ) -> Iterator[_Run]:
     """The state after prefill, then after every call of the decode loop."""
     yield _Run(state, timings, handoff)
     decoding = time.perf_counter()
@@ -435,6 +455,4 @@ class Omni:
     stop, tokenizer = self.defaults.stop_ids(stop_token_ids), self.processor.tokenizer
     output, count = np.asarray(run.state.output), np.asarray(run.state.count)
     timings = {k: round(v, 6) for k, v in {'total_s': run.timings['first_token_s'], **run.timings}.items()}
-    return [
-      Reply.of(tokenizer, row.inputs.ids, output[b, : count[b]].tolist(), stop, timings) for b, row in enumerate(rows)
-    ]
+    return [Reply.of(tokenizer, row.inputs.ids, output[b, : count[b]].tolist(), stop, timings) for b, row in enumerate(rows)]

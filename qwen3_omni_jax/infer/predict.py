@@ -23,9 +23,15 @@ class Predictor:
   max_new_tokens, temperature, …, as in a batch job)."""
 
   def __init__(
-    self, model: str | Omni, *, speech: bool = False, engine: EngineConfig | None = None, dtype: str = 'bfloat16',
-    media_root: str | None = None, **settings: Any,
-  ):  # fmt: skip
+    self,
+    model: str | Omni,
+    *,
+    speech: bool = False,
+    engine: EngineConfig | None = None,
+    dtype: str = 'bfloat16',
+    media_root: str | None = None,
+    **settings: Any,
+  ):
     self.omni = model if isinstance(model, Omni) else Omni.load(model, dtype=dtype, speech=speech, media_root=media_root)
     self.speech, self.settings = speech, settings
     self.engine = Engine(self.omni, engine, self.omni.voice if speech else None)
@@ -56,8 +62,12 @@ class Predictor:
 
 def _columns(name: str, result: Result | None, error: str | None, speech: bool) -> dict[str, Any]:
   reply = result.reply if result is not None else None
-  row = {'custom_id': name, 'text': reply.text if reply else '', 'finish_reason': reply.finish_reason if reply else 'error',
-         'error': error or ''}  # fmt: skip
+  row = {
+    'custom_id': name,
+    'text': reply.text if reply else '',
+    'finish_reason': reply.finish_reason if reply else 'error',
+    'error': error or '',
+  }
   if speech:
     samples = reply.speech.samples if reply is not None and reply.speech is not None else np.zeros(0, np.float32)
     row['samples'] = samples

@@ -123,9 +123,10 @@ def prepare(omni: 'Omni', row: Row, sizes: Sequence[int], most: int, voice: Voic
   limit = omni.defaults.max_new_tokens if row.max_new_tokens is None else row.max_new_tokens
   if len(inputs.ids) + limit > most:
     raise RowError(
-      'too_long', f'{len(inputs.ids)} tokens of prompt and up to {limit} of reply; the longest slot has {most}: shorten the '
+      'too_long',
+      f'{len(inputs.ids)} tokens of prompt and up to {limit} of reply; the longest slot has {most}: shorten the '
       'text, cut the audio, lower the video fps or max_new_tokens, or allow longer slots',
-    )  # fmt: skip
+    )
   if row.speech:
     try:
       assistant_header(inputs.ids, omni.cfg)

@@ -29,8 +29,15 @@ class Reply:
   speech: Speech | None = None
 
   @classmethod
-  def of(cls, tokenizer: Tokenizer, prompt: np.ndarray, token_ids: list[int], stop: Sequence[int],
-         timings: dict[str, float], speech: Speech | None = None) -> 'Reply':  # fmt: skip
+  def of(
+    cls,
+    tokenizer: Tokenizer,
+    prompt: np.ndarray,
+    token_ids: list[int],
+    stop: Sequence[int],
+    timings: dict[str, float],
+    speech: Speech | None = None,
+  ) -> 'Reply':
     """From what was sampled after a prompt."""
     stopped = bool(token_ids) and token_ids[-1] in stop
     opened = tokenizer.decode(prompt[-4:].tolist(), skip_special_tokens=False).rstrip().endswith('<think>')

@@ -119,8 +119,9 @@ class BulkScorer:
       kind = 'media' if text.startswith('messages[') and '.content[' in text.split(':')[0] else 'messages'
       raise RowError(kind, text) from e
     if len(inputs.ids) > self.omni.cfg.thinker.text.max_position_embeddings:
-      raise RowError('too_long', f'{len(inputs.ids)} tokens; the model was made for '
-                     f'{self.omni.cfg.thinker.text.max_position_embeddings}')  # fmt: skip
+      raise RowError(
+        'too_long', f'{len(inputs.ids)} tokens; the model was made for {self.omni.cfg.thinker.text.max_position_embeddings}'
+      )
     items, item_of, feature_of = items_of(inputs, self.omni.cfg.thinker)
     return (bucket(len(inputs.ids), 64), bool(items)), (inputs, begin, items, item_of, feature_of)
 
@@ -130,10 +131,12 @@ class BulkScorer:
     cfg, dtype = self.omni.cfg.thinker, self.omni.dtype
     levels = 1 + len(cfg.vision.deepstack_visual_indexes)
     lanes = ScoreLanes(
-      np.zeros((P, T), np.int32), np.zeros((P, 3, T), np.float32), np.zeros((P, T), np.int32),
+      np.zeros((P, T), np.int32),
+      np.zeros((P, 3, T), np.float32),
+      np.zeros((P, T), np.int32),
       np.zeros((P, T), bool) if media else None,
       np.zeros((P, levels, T, cfg.text.hidden_size), dtype) if media else None,
-    )  # fmt: skip
+    )
     for lane, (_, (inputs, _, items, item_of, feature_of)) in enumerate(members):
       n = len(inputs.ids)
       lanes.ids[lane, :n], lanes.positions[lane, :, :n], lanes.segment[lane, :n] = inputs.ids, inputs.positions, 1

@@ -16,9 +16,20 @@ from .sampling import Sampling
 
 # Keys that other libraries keep in generation_config.json and that do not change what is generated here.
 _IGNORED = frozenset(
-  ('_from_model_config', 'transformers_version', 'pad_token_id', 'bos_token_id', 'use_cache', 'return_dict_in_generate',
-   'output_attentions', 'output_hidden_states', 'output_scores', 'max_length', 'trust_remote_code')
-)  # fmt: skip
+  (
+    '_from_model_config',
+    'transformers_version',
+    'pad_token_id',
+    'bos_token_id',
+    'use_cache',
+    'return_dict_in_generate',
+    'output_attentions',
+    'output_hidden_states',
+    'output_scores',
+    'max_length',
+    'trust_remote_code',
+  )
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,9 +56,15 @@ def empty_slots(cfg: ThinkerConfig, slots: int, length: int, dtype) -> State:
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype', 'tap_layer'), donate_argnames=('state',))
 def feed_pieces(
-  params: Params, cfg: ThinkerConfig, state: State, piece: Piece, sampling: SamplingRows, stop: Int[Array, ' X'], dtype,
+  params: Params,
+  cfg: ThinkerConfig,
+  state: State,
+  piece: Piece,
+  sampling: SamplingRows,
+  stop: Int[Array, ' X'],
+  dtype,
   tap_layer: int | None = None,
-) -> tuple[State, Float[Array, 'P C D'] | None]:  # fmt: skip
+) -> tuple[State, Float[Array, 'P C D'] | None]:
   """The pieces into their slots; and the tapped states of their tokens, for the Talker. params: the Thinker's.
 
   Slots whose prompt ends get their first token. Several lanes may hold pieces of one prompt, in any order. sampling: of the
@@ -157,9 +163,15 @@ def move_slot(smaller: State, larger: State, slot: Int[Array, ''], to: Int[Array
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state',))
 def decode_slots(
-  params: Params, cfg: ThinkerConfig, state: State, sampling: SamplingRows, limits: Limits, steps: Int[Array, ''],
-  enough: Int[Array, ''], dtype,
-) -> tuple[State, Int[Array, '']]:  # fmt: skip
+  params: Params,
+  cfg: ThinkerConfig,
+  state: State,
+  sampling: SamplingRows,
+  limits: Limits,
+  steps: Int[Array, ''],
+  enough: Int[Array, ''],
+  dtype,
+) -> tuple[State, Int[Array, '']]:
   """Up to `steps` steps of all slots; and how many were run. enough: slots without a live row at which it stops."""
 
   def more(carry):

@@ -64,9 +64,18 @@ class Speaker:
   def begin(self, text: TextTrack, live: np.ndarray) -> None:
     """Prefills the Talker. live: rows that have something to say."""
     self.state = device.begin_speech(
-      self.omni.params, self.omni.cfg, self.handoff.ids, self.handoff.tap, self.inputs, text, self.speaker, self.draws,
-      jnp.asarray(live), slots=self.slots, frames=self.frames,
-    )  # fmt: skip
+      self.omni.params,
+      self.omni.cfg,
+      self.handoff.ids,
+      self.handoff.tap,
+      self.inputs,
+      text,
+      self.speaker,
+      self.draws,
+      jnp.asarray(live),
+      slots=self.slots,
+      frames=self.frames,
+    )
 
   def run(self, text: TextTrack, text_done: bool, steps: int) -> None:
     """Up to `steps` more frames of every row that has text for them."""

@@ -130,9 +130,14 @@ def _draw_code0(params: Params, cfg: OmniConfig, state: SpeechState, live: Bool[
 
 
 def next_frame(
-  params: Params, cfg: OmniConfig, predictor: Predictor, state: SpeechState, text: TextTrack,
-  live: Bool[Array, ' B'], draws: Draws,
-) -> SpeechState:  # fmt: skip
+  params: Params,
+  cfg: OmniConfig,
+  predictor: Predictor,
+  state: SpeechState,
+  text: TextTrack,
+  live: Bool[Array, ' B'],
+  draws: Draws,
+) -> SpeechState:
   """Completes the frame of each live row and draws the next code 0. Other rows stay as they are."""
   talker = talker_of(cfg)
   pick = lambda logits, step: sample(logits, draws.predictor, state.frames, stream=2 + step)

@@ -29,7 +29,7 @@ from .speech import (
   talker_of,
   whole_text,
   why_ended,
-)  # fmt: skip
+)
 from .talker_inputs import TalkerInputs
 
 
@@ -91,9 +91,16 @@ def begin_talk(
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg',), donate_argnames=('state',))
 def speak_slots(
-  params: Params, cfg: OmniConfig, predictor: Predictor, state: SpeechState, text: TextTrack, draws: Draws,
-  limits: SpeechLimits, steps: Int[Array, ''], enough: Int[Array, ''],
-) -> tuple[SpeechState, Int[Array, '']]:  # fmt: skip
+  params: Params,
+  cfg: OmniConfig,
+  predictor: Predictor,
+  state: SpeechState,
+  text: TextTrack,
+  draws: Draws,
+  limits: SpeechLimits,
+  steps: Int[Array, ''],
+  enough: Int[Array, ''],
+) -> tuple[SpeechState, Int[Array, '']]:
   """Up to `steps` frames of all slots; and how many were run. enough: slots without a running row at which it stops."""
   all_there = jnp.ones(state.reason.shape[0], bool)
   guard = lambda state: state.replace(reason=why_ended(state, text, all_there, limits))

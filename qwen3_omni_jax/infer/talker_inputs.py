@@ -119,9 +119,7 @@ def _without_audio_in_video(ids: np.ndarray, positions: np.ndarray, cfg: OmniCon
   return out
 
 
-def thinker_rows(
-  thinker_params: Params, ids: Int[Array, 'B T'], tap: Float[Array, 'B T I'], inputs: TalkerInputs
-) -> ThinkerRows:
+def thinker_rows(thinker_params: Params, ids: Int[Array, 'B T'], tap: Float[Array, 'B T I'], inputs: TalkerInputs) -> ThinkerRows:
   """Picks the Talker's rows from a prefilled batch, on device. tap: ThinkerOut.tap."""
   index = jnp.asarray(inputs.index)
   user_ids = jnp.take_along_axis(ids, index, axis=1)

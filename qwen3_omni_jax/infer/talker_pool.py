@@ -103,15 +103,22 @@ class TalkerPool:
     engine, P = self.engine, self.engine.config.lanes_of(U)
     cfg, dtype = engine.omni.cfg, engine.omni.dtype
     inputs = TalkerInputs(
-      index=np.broadcast_to(np.arange(U, dtype=np.int32), (P, U)), media=np.zeros((P, U), bool),
-      length=np.zeros(P, np.int32), header=np.full(P, U, np.int32), positions=np.zeros((3, P, U + OPENING), np.float32),
+      index=np.broadcast_to(np.arange(U, dtype=np.int32), (P, U)),
+      media=np.zeros((P, U), bool),
+      length=np.zeros(P, np.int32),
+      header=np.full(P, U, np.int32),
+      positions=np.zeros((3, P, U + OPENING), np.float32),
       next_position=np.zeros(P, np.float32),
-    )  # fmt: skip
+    )
     talk = device.Talk(
-      slot=np.full(P, self.slots, np.int32), ids=np.zeros((P, U + HEADER), np.int32),
-      tap=np.zeros((P, U + HEADER, cfg.thinker.text.hidden_size), dtype), inputs=inputs, reply=np.zeros((P, U), np.int32),
-      say=np.zeros(P, np.int32), speaker=np.zeros(P, np.int32),
-    )  # fmt: skip
+      slot=np.full(P, self.slots, np.int32),
+      ids=np.zeros((P, U + HEADER), np.int32),
+      tap=np.zeros((P, U + HEADER, cfg.thinker.text.hidden_size), dtype),
+      inputs=inputs,
+      reply=np.zeros((P, U), np.int32),
+      say=np.zeros(P, np.int32),
+      speaker=np.zeros(P, np.int32),
+    )
     for lane, row in enumerate(chosen):
       prompt, n = row.prepared.inputs, len(row.index)
       one = talker_inputs([prompt], cfg)
@@ -138,9 +145,16 @@ class TalkerPool:
     enough = max(self.slots - self.live + 1, self.engine.config.together(self.slots)) if refill else self.slots
     limits: SpeechLimits = voice.limits(self.frames)
     self.state, self.steps_run = device.speak_slots(
-      omni.params, omni.cfg, omni.predictor, self.state, self.text, voice.draws(omni.cfg, self.seeds), limits, np.int32(steps),
+      omni.params,
+      omni.cfg,
+      omni.predictor,
+      self.state,
+      self.text,
+      voice.draws(omni.cfg, self.seeds),
+      limits,
+      np.int32(steps),
       np.int32(enough),
-    )  # fmt: skip
+    )
 
   def harvest(self) -> list[Talking]:
     """Rows whose speech has ended, with their codes; their slots are free again."""

@@ -156,12 +156,17 @@ class ThinkerPool:
     media = bool(chosen[0][1].items)
     levels = 1 + len(cfg.vision.deepstack_visual_indexes)
     lanes = device.Piece(
-      slot=np.full(P, self.slots, np.int32), start=np.zeros(P, np.int32), ids=np.zeros((P, C), np.int32),
-      positions=np.zeros((3, P, C), np.float32), segment=np.zeros((P, C), np.int32), last=np.zeros(P, bool),
-      limit=np.zeros(P, np.int32), next_position=np.zeros(P, np.float32),
+      slot=np.full(P, self.slots, np.int32),
+      start=np.zeros(P, np.int32),
+      ids=np.zeros((P, C), np.int32),
+      positions=np.zeros((3, P, C), np.float32),
+      segment=np.zeros((P, C), np.int32),
+      last=np.zeros(P, bool),
+      limit=np.zeros(P, np.int32),
+      next_position=np.zeros(P, np.float32),
       media=np.zeros((P, C), bool) if media else None,
       features=np.zeros((levels, P, C, cfg.text.hidden_size), dtype) if media else None,
-    )  # fmt: skip
+    )
     where = np.zeros(P, np.int32)
     for lane, (row, piece) in enumerate(chosen):
       prepared, here = row.prepared, slice(piece.start, piece.start + piece.length)
@@ -219,9 +224,15 @@ class ThinkerPool:
     engine = self.engine
     limits = Limits(engine.stop, self.limit)
     self.state, self.steps_run = device.decode_slots(
-      engine.omni.params['thinker'], engine.omni.cfg.thinker, self.state, self._sampling(), limits, np.int32(steps),
-      np.int32(enough), engine.omni.dtype,
-    )  # fmt: skip
+      engine.omni.params['thinker'],
+      engine.omni.cfg.thinker,
+      self.state,
+      self._sampling(),
+      limits,
+      np.int32(steps),
+      np.int32(enough),
+      engine.omni.dtype,
+    )
 
   def harvest(self) -> tuple[list[tuple[Active, list[int]]], list[Active]]:
     """Rows whose reply is finished, with its tokens: their slots are free again. And rows that are full: they keep theirs until

@@ -64,9 +64,7 @@ class Voice:
   def draws(self, cfg: OmniConfig, seeds: Sequence[int]) -> Draws:
     """Sampling settings of rows with these seeds."""
     assert cfg.talker is not None
-    talker = dict(
-      temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, repetition_penalty=self.repetition_penalty
-    )
+    talker = dict(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, repetition_penalty=self.repetition_penalty)
     predictor = dict(temperature=self.predictor_temperature, top_k=self.predictor_top_k, top_p=self.predictor_top_p)
     rows = lambda settings, vocab: sampling_rows([Sampling(**settings, seed=seed) for seed in seeds], vocab)
     return Draws(rows(talker, cfg.talker.text.vocab_size), rows(predictor, cfg.talker.code_predictor.vocab_size))

@@ -108,8 +108,10 @@ class _Blocks:
     if seconds > self.limits.audio_s:
       raise ValueError(f'{self.name}: {seconds:.0f} s of audio; the limit is {self.limits.audio_s:.0f} s')
     if samples > self.limits.audio_samples:
-      raise ValueError(f'{self.name}: {samples} samples at {self.rate_hz} Hz; the limit is {self.limits.audio_samples}. '
-                       'Resample it to 16 kHz first')  # fmt: skip
+      raise ValueError(
+        f'{self.name}: {samples} samples at {self.rate_hz} Hz; the limit is {self.limits.audio_samples}. '
+        'Resample it to 16 kHz first'
+      )
     if channels > self.limits.audio_channels:
       raise ValueError(f'{self.name}: {channels} channels; the limit is {self.limits.audio_channels}')
 

@@ -10,10 +10,47 @@ from typing import Any
 
 # Names of FFmpeg demuxers. A container outside this list is an error that says so.
 FORMATS = (
-  'mov', 'mp4', 'm4a', '3gp', '3g2', 'mj2', 'matroska', 'webm', 'avi', 'flv', 'mpeg', 'mpegts', 'asf', 'ogg', 'gif', 'apng',
-  'ivf', 'm4v', 'mxf', 'nut', 'dv', 'rm', 'mp3', 'aac', 'flac', 'wav', 'w64', 'aiff', 'au', 'caf', 'amr', 'ac3', 'eac3', 'dts',
-  'ape', 'wv', 'tta', 'voc', 'dsf', 'shn',
-)  # fmt: skip
+  'mov',
+  'mp4',
+  'm4a',
+  '3gp',
+  '3g2',
+  'mj2',
+  'matroska',
+  'webm',
+  'avi',
+  'flv',
+  'mpeg',
+  'mpegts',
+  'asf',
+  'ogg',
+  'gif',
+  'apng',
+  'ivf',
+  'm4v',
+  'mxf',
+  'nut',
+  'dv',
+  'rm',
+  'mp3',
+  'aac',
+  'flac',
+  'wav',
+  'w64',
+  'aiff',
+  'au',
+  'caf',
+  'amr',
+  'ac3',
+  'eac3',
+  'dts',
+  'ape',
+  'wv',
+  'tta',
+  'voc',
+  'dsf',
+  'shn',
+)
 
 
 def open_container(data: bytes, name: str, kind: str) -> Any:
@@ -42,5 +79,5 @@ def first_stream(container: Any, kind: str, name: str) -> Any | None:
 
 def unreadable(name: str, kind: str, error: BaseException) -> ValueError:
   """What to raise when FFmpeg gives up. (PyAV adds a nameless '<none>' to its messages.)"""
-  reason = str(error).split(': \'<none>\'')[0]
+  reason = str(error).split(": '<none>'")[0]
   return ValueError(f'{name}: not readable as {kind} ({reason[:200]})')

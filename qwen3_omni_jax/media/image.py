@@ -16,14 +16,42 @@ from .source import Limits, name_of, read_bytes
 
 MAX_ASPECT = 200
 # Picture formats by Pillow's names. Left out: those that run other programs (EPS, WMF) and those that are no pictures.
-FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'AVIF', 'JPEG2000', 'PPM', 'TGA', 'ICO', 'PCX', 'SGI',
-           'QOI', 'PSD', 'DDS', 'ICNS')  # fmt: skip
+FORMATS = (
+  'PNG',
+  'JPEG',
+  'WEBP',
+  'GIF',
+  'BMP',
+  'DIB',
+  'TIFF',
+  'AVIF',
+  'JPEG2000',
+  'PPM',
+  'TGA',
+  'ICO',
+  'PCX',
+  'SGI',
+  'QOI',
+  'PSD',
+  'DDS',
+  'ICNS',
+)
 
 
 _FIXED = {'rescale_factor': 1 / 255, 'resample': 3}  # 3: bicubic
 _SWITCHES = ('do_resize', 'do_rescale', 'do_normalize', 'do_convert_rgb')
-_READ = {'size', 'min_pixels', 'max_pixels', 'patch_size', 'temporal_patch_size', 'merge_size', 'image_mean', 'image_std',
-         *_SWITCHES, *_FIXED}  # fmt: skip
+_READ = {
+  'size',
+  'min_pixels',
+  'max_pixels',
+  'patch_size',
+  'temporal_patch_size',
+  'merge_size',
+  'image_mean',
+  'image_std',
+  *_SWITCHES,
+  *_FIXED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +88,15 @@ class ImageSettings:
     try:
       settings = cls(**values)
       valid = (
-        all(type(getattr(settings, k)) is int and getattr(settings, k) > 0
-            for k in ('min_pixels', 'max_pixels', 'patch', 'temporal_patch', 'merge'))
+        all(
+          type(getattr(settings, k)) is int and getattr(settings, k) > 0
+          for k in ('min_pixels', 'max_pixels', 'patch', 'temporal_patch', 'merge')
+        )
         and all(len(v) == 3 for v in (settings.mean, settings.std))
         and all(type(x) in (int, float) and math.isfinite(x) for x in (*settings.mean, *settings.std))
         and all(x > 0 for x in settings.std)
         and settings.min_pixels <= settings.max_pixels
-      )  # fmt: skip
+      )
     except TypeError:
       valid = False
     if not valid:
@@ -109,8 +139,22 @@ def load_image(source: Any, limits: Limits | None = None, root: pathlib.Path | N
       image = source if data is None else _open(data)
       _check_pixels(*image.size, name, limits)
       return _rgb(ImageOps.exif_transpose(image), image.format, name)
-  except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, EOFError,
-          ZeroDivisionError, AttributeError, Image.DecompressionBombError, RuntimeError, struct.error) as e:  # fmt: skip
+  except (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    EOFError,
+    ZeroDivisionError,
+    AttributeError,
+    Image.DecompressionBombError,
+    RuntimeError,
+    struct.error,
+  ) as e:
     if isinstance(e, ValueError) and str(e).startswith(name):
       raise
     raise ValueError(f'{name}: not readable as an image ({type(e).__name__}: {_reason(e)})') from e

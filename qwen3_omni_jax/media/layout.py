@@ -79,7 +79,7 @@ def _check_counts(ids, audios, images, videos, cfg: ThinkerConfig) -> None:
       problems.append(f'{len(media)} {kind} items but {pads} {kind} placeholders in the prompt')
   if problems:
     raise ValueError(
-      '; '.join(problems) + ". Does a text contain a placeholder such as <|image_pad|>, or does the chat template leave some out?"
+      '; '.join(problems) + '. Does a text contain a placeholder such as <|image_pad|>, or does the chat template leave some out?'
     )
 
 

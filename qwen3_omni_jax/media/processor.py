@@ -84,8 +84,10 @@ class Processor:
     images = ImageSettings.from_dict(data, str(where))
     vision = cfg.thinker.vision
     if (images.patch, images.merge, images.temporal_patch) != (
-      vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size,
-    ):  # fmt: skip
+      vision.patch_size,
+      vision.spatial_merge_size,
+      vision.temporal_patch_size,
+    ):
       raise ValueError(f'{where}: patch, merge or temporal patch size differs from config.json')
     return cls(cfg, tokenizer, ChatTemplate.from_folder(folder), images, **options)
 
@@ -189,9 +191,7 @@ class Processor:
 
   def _assemble(self, row: _Prepared, sounds: list[Audio]) -> ModelInputs:
     tokens = [audio_tokens(len(sound.mel)) for sound in sounds]
-    videos = [
-      VideoSpan(video.grid, seconds, None if wave is None else tokens[wave]) for video, seconds, wave in row.videos
-    ]
+    videos = [VideoSpan(video.grid, seconds, None if wave is None else tokens[wave]) for video, seconds, wave in row.videos]
     ids, positions = lay_out(
       row.prompt_ids, [tokens[i] for i in row.clips], [image.grid for image in row.images], videos, self.cfg.thinker
     )
@@ -204,5 +204,3 @@ def _featurise(waves: list[np.ndarray], together: bool) -> list[Audio]:
   mels = [log_mel(wave, longest if together else None) for wave in waves]
   widest = max((len(mel) for mel in mels), default=0)
   return [Audio(mel, min(CHUNK_FRAMES, widest if together else len(mel))) for mel in mels]
-
-

@@ -8,9 +8,7 @@ from typing import Any
 from ..config import OmniConfig
 
 # The split of Qwen2's tokenizer: contractions, words, single digits, punctuation, line ends, spaces.
-_SPLIT = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PROMPT_CHARACTERS = 16 * 2**20
 
@@ -56,10 +54,12 @@ class Tokenizer:
       model = tokenizers.models.BPE(vocab, merges)  # type: ignore[arg-type]
       tokenizer = tokenizers.Tokenizer(model)
       tokenizer.normalizer = tokenizers.normalizers.NFC()  # type: ignore[assignment]
-      tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([  # type: ignore[assignment]
-        tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), 'isolated'),
-        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-      ])  # fmt: skip
+      tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [  # type: ignore[assignment]
+          tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), 'isolated'),
+          tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+      )
       tokenizer.decoder = tokenizers.decoders.ByteLevel()  # type: ignore[assignment]
       for number, token in sorted(config['added_tokens_decoder'].items(), key=lambda item: int(item[0])):
         flags = {k: bool(token.get(k, False)) for k in ('lstrip', 'rstrip', 'single_word', 'normalized')}
@@ -67,7 +67,7 @@ class Tokenizer:
         (tokenizer.add_special_tokens if added.special else tokenizer.add_tokens)([added])
         if tokenizer.token_to_id(token['content']) != int(number):
           raise ValueError(
-            f"{token['content']} gets id {tokenizer.token_to_id(token['content'])}, tokenizer_config.json says {number}"
+            f'{token["content"]} gets id {tokenizer.token_to_id(token["content"])}, tokenizer_config.json says {number}'
           )
     except Exception as e:  # bad merges, bad vocabulary, bad config: all are the files' fault
       raise ValueError(f'{folder}: vocab.json, merges.txt and tokenizer_config.json make no tokenizer ({str(e)[:200]})') from e
@@ -91,12 +91,19 @@ class Tokenizer:
     """Config and tokenizer must mean the same tokens; the names are those the prompt logic relies on."""
     thinker = cfg.thinker
     wanted = {
-      '<|im_start|>': cfg.im_start_token_id, '<|im_end|>': cfg.im_end_token_id, '<|audio_pad|>': thinker.audio_token_id,
-      '<|image_pad|>': thinker.image_token_id, '<|video_pad|>': thinker.video_token_id,
-      '<|audio_start|>': thinker.audio_start_token_id, '<|audio_end|>': thinker.audio_end_token_id,
-      '<|vision_start|>': thinker.vision_start_token_id, '<|vision_end|>': thinker.vision_end_token_id,
-      'system': cfg.system_token_id, 'user': cfg.user_token_id, 'assistant': cfg.assistant_token_id,
-    }  # fmt: skip
+      '<|im_start|>': cfg.im_start_token_id,
+      '<|im_end|>': cfg.im_end_token_id,
+      '<|audio_pad|>': thinker.audio_token_id,
+      '<|image_pad|>': thinker.image_token_id,
+      '<|video_pad|>': thinker.video_token_id,
+      '<|audio_start|>': thinker.audio_start_token_id,
+      '<|audio_end|>': thinker.audio_end_token_id,
+      '<|vision_start|>': thinker.vision_start_token_id,
+      '<|vision_end|>': thinker.vision_end_token_id,
+      'system': cfg.system_token_id,
+      'user': cfg.user_token_id,
+      'assistant': cfg.assistant_token_id,
+    }
     wrong = [f'{t} becomes {self.encode(t)}, config.json says {n}' for t, n in wanted.items() if self.encode(t) != [n]]
     if wrong:
       raise ValueError(f'{where}: tokenizer and config.json disagree: ' + '; '.join(wrong))

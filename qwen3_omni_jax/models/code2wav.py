@@ -125,9 +125,7 @@ def init_state(cfg: Code2WavConfig, batch: int, dtype=jnp.float32) -> Code2WavSt
 def restart_rows(state: Code2WavState, rows: Bool[Array, ' B']) -> Code2WavState:
   """state with the given rows at the beginning of a new stream."""
   zero = lambda x, axis: jnp.where(rows.reshape((1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1)), 0, x)
-  return Code2WavState(
-    zero(state.frames, 0), zero(state.k, 1), zero(state.v, 1), jax.tree.map(lambda x: zero(x, 0), state.tails)
-  )
+  return Code2WavState(zero(state.frames, 0), zero(state.k, 1), zero(state.v, 1), jax.tree.map(lambda x: zero(x, 0), state.tails))
 
 
 def lead_samples(cfg: Code2WavConfig) -> int:
@@ -184,9 +182,7 @@ def code2wav_step(
     tails['blocks'][str(i)] = {'up': up, 'units': units}
 
   begun = _begun(x, frames, codes.shape[1], lead)
-  wave, tails['conv_out'] = causal_conv(
-    _snake(x, params['act_out']) * begun, params['conv_out'], state.tails['conv_out']
-  )
+  wave, tails['conv_out'] = causal_conv(_snake(x, params['act_out']) * begun, params['conv_out'], state.tails['conv_out'])
   wave = jnp.clip(wave * begun, -1, 1)[:, :, 0].astype(jnp.float32)
   return wave, Code2WavState(frames + codes.shape[1], k, v, tails)
 
@@ -218,9 +214,16 @@ def _transformer(params: Params, cfg: Code2WavConfig, x: Float[Array, 'B F D'], 
     k = jnp.concatenate([k_before.astype(x.dtype), k], axis=1)
     v = jnp.concatenate([v_before.astype(x.dtype), v], axis=1)
     out = attention(
-      q, k, v, q_segment=jnp.ones((B, F), jnp.int32), k_segment=(k_index >= 0).astype(jnp.int32), q_index=index,
-      k_index=k_index, causal=True, window=window,
-    )  # fmt: skip
+      q,
+      k,
+      v,
+      q_segment=jnp.ones((B, F), jnp.int32),
+      k_segment=(k_index >= 0).astype(jnp.int32),
+      q_index=index,
+      k_index=k_index,
+      causal=True,
+      window=window,
+    )
     x = x + p['attn_scale'].astype(x.dtype) * jnp.einsum('BTNH,NHD->BTD', out, a['o'].astype(x.dtype))
     x = x + p['mlp_scale'].astype(x.dtype) * swiglu(rms_norm(x, p['mlp_norm'], cfg.rms_norm_eps), p['mlp'])
     return x, (k[:, F:].astype(k_before.dtype), v[:, F:].astype(v_before.dtype))
@@ -239,9 +242,7 @@ def _snake(x: Float[Array, 'B T C'], p: Params) -> Float[Array, 'B T C']:
   x32 = x.astype(jnp.float32)
   angle = x32 * jnp.exp(p['alpha'].astype(jnp.float32))
   turns = jnp.round(angle * np.float32(1 / np.pi))
-  angle = (angle - turns * np.float32(3.140625)) - turns * np.float32(
-    np.pi - 3.140625
-  )  # pi in two parts: exact products
+  angle = (angle - turns * np.float32(3.140625)) - turns * np.float32(np.pi - 3.140625)  # pi in two parts: exact products
   square = angle * angle
   series = 1.0
   for n in (110, 72, 42, 20, 6):

@@ -70,9 +70,7 @@ class TextTrack:
     return jnp.where((k < self.count)[:, None], rows, after)
 
 
-def text_track(
-  params: Params, reply: Float[Array, 'B K I'], count: Int[Array, ' B'], special: Float[Array, '3 I']
-) -> TextTrack:
+def text_track(params: Params, reply: Float[Array, 'B K I'], count: Int[Array, ' B'], special: Float[Array, '3 I']) -> TextTrack:
   """reply: Thinker embeddings of the reply's tokens. special: those of tts_bos, tts_eos and tts_pad."""
   bos, eos, pad = project(params['text_projection'], special)
   return TextTrack(project(params['text_projection'], reply), count, bos, eos, pad)

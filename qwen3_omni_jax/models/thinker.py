@@ -106,9 +106,16 @@ def thinker_forward(
   kept of each layer (see nn.decoder.forward)."""
   embeds, deepstack = embed_inputs(params, tokens, features, dtype)
   x, trace = forward(
-    params['layers'], cfg.text, embeds, tokens.positions, tokens.segment, deepstack, remat=remat, dispatch=dispatch,
+    params['layers'],
+    cfg.text,
+    embeds,
+    tokens.positions,
+    tokens.segment,
+    deepstack,
+    remat=remat,
+    dispatch=dispatch,
     observe=observe,
-  )  # fmt: skip
+  )
   return ThinkerOut(rms_norm(x, params['norm'], cfg.text.rms_norm_eps), embeds), trace
 
 
@@ -124,9 +131,7 @@ def thinker_prefill(
 ) -> tuple[ThinkerOut, KVCache]:
   """Prompts into an empty cache. tap_layer: the Talker's accept_hidden_layer, where speech follows."""
   embeds, deepstack = embed_inputs(params, tokens, features, dtype)
-  x, cache, tap = prefill(
-    params['layers'], cfg.text, embeds, tokens.positions, tokens.segment, cache, deepstack, tap_layer
-  )
+  x, cache, tap = prefill(params['layers'], cfg.text, embeds, tokens.positions, tokens.segment, cache, deepstack, tap_layer)
   return ThinkerOut(rms_norm(x, params['norm'], cfg.text.rms_norm_eps), embeds, tap), cache
 
 

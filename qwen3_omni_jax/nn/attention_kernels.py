@@ -28,9 +28,15 @@ def splash_kernel(heads: int, queries: int, keys: int, causal: bool, shards: int
   T, S = -(-queries // (LANES * shards)) * LANES * shards, -(-keys // LANES) * LANES
   block_q, block_k = math.gcd(T // shards, LARGEST_BLOCK), math.gcd(S, LARGEST_BLOCK)
   sizes = splash.BlockSizes(
-    block_q=block_q, block_kv=block_k, block_kv_compute=block_k, block_q_dkv=block_q, block_kv_dkv=block_k,
-    block_kv_dkv_compute=block_k, block_q_dq=block_q, block_kv_dq=block_k,
-  )  # fmt: skip
+    block_q=block_q,
+    block_kv=block_k,
+    block_kv_compute=block_k,
+    block_q_dkv=block_q,
+    block_kv_dkv=block_k,
+    block_kv_dkv_compute=block_k,
+    block_q_dq=block_q,
+    block_kv_dq=block_k,
+  )
   mask = masks.CausalMask((T, S)) if causal else masks.FullMask((T, S))
   return splash.make_splash_mha(
     masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards, interpret=platform() == 'cpu'

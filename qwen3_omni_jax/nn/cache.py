@@ -35,5 +35,3 @@ def cache_bytes_per_token(cfg: TextConfig, dtype=jnp.bfloat16) -> int:
   """Bytes one token position takes, over all layers (98,304 for the released Thinker in bf16)."""
   cache = jax.eval_shape(lambda: init_cache(cfg, 1, 1, dtype))
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in (cache.k, cache.v))
-
-

@@ -78,9 +78,21 @@ def _attend(q, cache: KVCache, layer, filled, new, rows, first: Int[Array, ''], 
 
 
 def _kernel(
-  place_ref, row_ref, filled_ref, new_ref, q_ref, k_ref, v_ref, y_ref, weight_ref, *, group: int, size: int, blocks: int,
+  place_ref,
+  row_ref,
+  filled_ref,
+  new_ref,
+  q_ref,
+  k_ref,
+  v_ref,
+  y_ref,
+  weight_ref,
+  *,
+  group: int,
+  size: int,
+  blocks: int,
   parts: int,
-):  # fmt: skip
+):
   """One tile of queries against one part of the keys that it sees: its result, and the log of its weights' sum."""
   K, R, H = q_ref.shape[1:]
   at = pl.program_id(0)

@@ -86,9 +86,15 @@ class Trace:
 
 
 def _layer(
-  p: Params, cfg: TextConfig, x: Array, angle: Array, attend: Callable, experts: Experts | None, dispatch: Dispatch = LOSSLESS,
+  p: Params,
+  cfg: TextConfig,
+  x: Array,
+  angle: Array,
+  attend: Callable,
+  experts: Experts | None,
+  dispatch: Dispatch = LOSSLESS,
   live: Bool[Array, 'B T'] | None = None,
-):  # fmt: skip
+):
   """One block. attend(q, k, v) -> (attention output, whatever the caller keeps). live: see moe."""
   normed = rms_norm(x, p['attn_norm'], cfg.rms_norm_eps)
   a = p['attn']
@@ -206,9 +212,15 @@ def extend(
     if reads_cache_in_place(cache, in_order=rows is None):
       return cached_attention(q, cache, layer, filled, jnp.broadcast_to(valid, B), rows), cache
     out = attention(
-      q, of_layer(cache.k, layer).astype(q.dtype), of_layer(cache.v, layer).astype(q.dtype),
-      q_segment=segment, k_segment=k_segment, q_index=index, k_index=k_index, causal=True,
-    )  # fmt: skip
+      q,
+      of_layer(cache.k, layer).astype(q.dtype),
+      of_layer(cache.v, layer).astype(q.dtype),
+      q_segment=segment,
+      k_segment=k_segment,
+      q_index=index,
+      k_index=k_index,
+      causal=True,
+    )
     return out, cache
 
   return _run_cached(layers, cfg, x, positions, live, cache, attend, deepstack, tap_layer)

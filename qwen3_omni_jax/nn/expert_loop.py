@@ -150,4 +150,3 @@ def _put(x: Float[Array, 'M X'], at, mine: Bool[Array, ' size'], new: Float[Arra
 
 def _act(gate: Array, up: Array) -> Array:
   return jax.nn.silu(gate) * up
-

@@ -81,8 +81,11 @@ def expert_parallel(
     experts = jax.lax.with_sharding_constraint(experts, _expert_specs(experts, 'fsdp'))
   specs = _expert_specs(experts)
   run = jax.shard_map(
-    local, in_specs=(tokens, tokens, tokens, specs), out_specs=(tokens, PartitionSpec()), check_vma=False,
-  )  # fmt: skip
+    local,
+    in_specs=(tokens, tokens, tokens, specs),
+    out_specs=(tokens, PartitionSpec()),
+    check_vma=False,
+  )
   return run(x, routing.experts, routing.weights, experts)
 
 

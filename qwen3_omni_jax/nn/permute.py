@@ -30,9 +30,7 @@ def sorting(key: Int[Array, ' M']) -> tuple[Int[Array, ' M'], Int[Array, ' M']]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def move_rows(
-  x: Float[Array, 'M D'], source: Int[Array, ' X'], target: Int[Array, ' Y'], copies: int = 1
-) -> Float[Array, 'X D']:
+def move_rows(x: Float[Array, 'M D'], source: Int[Array, ' X'], target: Int[Array, ' Y'], copies: int = 1) -> Float[Array, 'X D']:
   """Row i of the result is row source[i] of x, each of whose rows stands `copies` times in a row; zeros where source[i] is past
   the end.
 

@@ -16,11 +16,17 @@ from .table import published
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _REFUSED = {  # options under which W + scale * B @ A is not what PEFT computes: the values that leave it so
-  'peft_type': ('LORA',), 'use_dora': (False, None), 'bias': ('none', None), 'lora_bias': (False, None),
-  'fan_in_fan_out': (False, None), 'target_parameters': (None, []), 'trainable_token_indices': (None, {}, []),
-  'alora_invocation_tokens': (None, []), 'use_qalora': (False, None),
+  'peft_type': ('LORA',),
+  'use_dora': (False, None),
+  'bias': ('none', None),
+  'lora_bias': (False, None),
+  'fan_in_fan_out': (False, None),
+  'target_parameters': (None, []),
+  'trainable_token_indices': (None, {}, []),
+  'alora_invocation_tokens': (None, []),
+  'use_qalora': (False, None),
   'init_lora_weights': (True, False, None, 'gaussian', 'orthogonal', 'eva'),  # others change the weights it is added to
-}  # fmt: skip
+}
 
 
 class Adapter:

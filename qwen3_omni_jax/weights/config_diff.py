@@ -10,11 +10,16 @@ from ..config_json import load_config
 
 ABSENT = 'absent'
 _SECTIONS = {
-  '': OmniConfig, 'thinker_config.': ThinkerConfig, 'thinker_config.audio_config.': AudioConfig,
-  'thinker_config.vision_config.': VisionConfig, 'thinker_config.text_config.': TextConfig,
-  'talker_config.': TalkerConfig, 'talker_config.text_config.': TextConfig,
-  'talker_config.code_predictor_config.': TextConfig, 'code2wav_config.': Code2WavConfig,
-}  # fmt: skip
+  '': OmniConfig,
+  'thinker_config.': ThinkerConfig,
+  'thinker_config.audio_config.': AudioConfig,
+  'thinker_config.vision_config.': VisionConfig,
+  'thinker_config.text_config.': TextConfig,
+  'talker_config.': TalkerConfig,
+  'talker_config.text_config.': TextConfig,
+  'talker_config.code_predictor_config.': TextConfig,
+  'code2wav_config.': Code2WavConfig,
+}
 _SPELLINGS = ('rope_theta', 'rope_scaling', 'rope_parameters', 'num_local_experts')  # read into fields of another name
 
 

@@ -101,6 +101,10 @@ def _code2wav(cfg: OmniConfig, params: Params) -> Array:
 
 
 _PASSES = {
-  'audio': _audio, 'vision': _vision, 'thinker': _thinker,
-  'talker': _talker, 'code_predictor': _code_predictor, 'code2wav': _code2wav,
-}  # fmt: skip
+  'audio': _audio,
+  'vision': _vision,
+  'thinker': _thinker,
+  'talker': _talker,
+  'code_predictor': _code_predictor,
+  'code2wav': _code2wav,
+}

@@ -58,5 +58,8 @@ def small_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   if kept.is_dir():
     files.pop(MANIFEST, None)
     files |= {name: kept / name for name in _TAKEN if (kept / name).is_file()}
-  return {name: path for name, path in files.items()
-          if path.is_file() and not name.endswith(_WEIGHTS) and path.stat().st_size < SMALL_BYTES}  # fmt: skip
+  return {
+    name: path
+    for name, path in files.items()
+    if path.is_file() and not name.endswith(_WEIGHTS) and path.stat().st_size < SMALL_BYTES
+  }

@@ -94,8 +94,11 @@ def _copy_small_files(url: str, folder: pathlib.Path) -> None:
   context = ts.Context({'gcs_request_retries': _FEW, 's3_request_retries': _FEW})
   try:
     store = ts.KvStore.open(f'{url}/', context=context).result()
-    names = [key.decode() for outside in (ts.KvStore.KeyRange('', f'{PARAMS}/'), ts.KvStore.KeyRange(f'{PARAMS}0', ''))
-             for key in store.list(outside).result()]  # fmt: skip
+    names = [
+      key.decode()
+      for outside in (ts.KvStore.KeyRange('', f'{PARAMS}/'), ts.KvStore.KeyRange(f'{PARAMS}0', ''))
+      for key in store.list(outside).result()
+    ]
     if MANIFEST not in names:
       raise ValueError(f'{url}: no {MANIFEST}; only converted folders are read from there (convert to-jax, then copy)')
     for name in names:

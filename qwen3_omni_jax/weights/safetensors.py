@@ -18,9 +18,16 @@ import numpy as np
 from .names import report
 
 DTYPES = {
-  'F64': np.dtype('<f8'), 'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dtypes.bfloat16),
-  'I64': np.dtype('<i8'), 'I32': np.dtype('<i4'), 'I8': np.dtype('i1'), 'U8': np.dtype('u1'), 'BOOL': np.dtype('?'),
-}  # fmt: skip
+  'F64': np.dtype('<f8'),
+  'F32': np.dtype('<f4'),
+  'F16': np.dtype('<f2'),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'I64': np.dtype('<i8'),
+  'I32': np.dtype('<i4'),
+  'I8': np.dtype('i1'),
+  'U8': np.dtype('u1'),
+  'BOOL': np.dtype('?'),
+}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100 * 2**20  # the format's own limit
 INDEX = 'model.safetensors.index.json'
@@ -180,8 +187,11 @@ def survey_folder(folder: pathlib.Path) -> tuple[dict[str, Shard], dict[str, lis
       found[tensor] = shard
       if names is not None and names.get(tensor) != file:
         misplaced.append(f'{tensor}: in {file}, but the index says {names.get(tensor, "nothing about it")}')
-  lost = [f'{tensor}: the index says {file}, but it is not there' for tensor, file in (names or {}).items()
-          if tensor not in found and file not in absent]  # fmt: skip
+  lost = [
+    f'{tensor}: the index says {file}, but it is not there'
+    for tensor, file in (names or {}).items()
+    if tensor not in found and file not in absent
+  ]
   return found, {'broken': broken, 'repeated': repeated, 'misplaced': misplaced, 'lost': lost}
 
 

@@ -1,5 +1,4 @@
-"""A folder in the published layout, seen through the table: every tensor matched, or an error that lists them all.
-"""
+"""A folder in the published layout, seen through the table: every tensor matched, or an error that lists them all."""
 
 import dataclasses
 import math

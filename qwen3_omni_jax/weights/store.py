@@ -80,8 +80,10 @@ class Arrays:
     damaged = []
     for path, shape in found.items():
       spec = {
-        'driver': 'zarr3', 'kvstore': {**base, 'path': path.replace('/', '.') + '/'}, 'fill_missing_data_reads': False,
-      }  # fmt: skip
+        'driver': 'zarr3',
+        'kvstore': {**base, 'path': path.replace('/', '.') + '/'},
+        'fill_missing_data_reads': False,
+      }
       try:
         array = ts.open(spec, open=True, read=True, context=context).result()
       except DAMAGED as error:
@@ -150,9 +152,13 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
 def write_manifest(folder: pathlib.Path, manifest: Manifest) -> None:
   arrays = {path: {'shape': list(shape), 'dtype': dtype} for path, (shape, dtype) in manifest.arrays.items()}
   data = {
-    'format': FORMAT, 'version': VERSION, 'parts': manifest.parts, 'dtype': manifest.dtype, 'arrays': arrays,
+    'format': FORMAT,
+    'version': VERSION,
+    'parts': manifest.parts,
+    'dtype': manifest.dtype,
+    'arrays': arrays,
     'tensors': manifest.checksums,
-  }  # fmt: skip
+  }
   (folder / MANIFEST).write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
 
 

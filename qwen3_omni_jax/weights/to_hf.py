@@ -66,9 +66,13 @@ def convert_to_hf(
     order = list(places)
   sizes = {name: math.prod(signatures[name][1]) * spelled[places[name][0]][0].itemsize for name in order}
   identity = {
-    'conversion': 'to-hf', 'dtype': dtype, 'fused_experts': fused_experts, 'tensors': len(sizes), 'bytes': sum(sizes.values()),
+    'conversion': 'to-hf',
+    'dtype': dtype,
+    'fused_experts': fused_experts,
+    'tensors': len(sizes),
+    'bytes': sum(sizes.values()),
     'files': [files_of(pathlib.Path(folder)) for folder in (*folders, adapter) if folder is not None],
-  }  # fmt: skip
+  }
   if dry_run:
     print('\n'.join(plan(target, identity, sizes, whole.shares(sizes))))
     return

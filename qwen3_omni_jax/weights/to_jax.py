@@ -20,9 +20,12 @@ from .work import Work, files_of, needed, plan
 from .writer import Slot, Writer, create
 
 PARTS = {  # what --only understands
-  'audio': ('audio',), 'vision': ('vision',), 'thinker': ('thinker',), 'talker': ('talker', 'code_predictor'),
+  'audio': ('audio',),
+  'vision': ('vision',),
+  'thinker': ('thinker',),
+  'talker': ('talker', 'code_predictor'),
   'code2wav': ('code2wav',),
-}  # fmt: skip
+}
 
 
 def convert_to_jax(
@@ -63,9 +66,13 @@ def convert_to_jax(
   sizes = {name: _stored_bytes(tensor, slots) for name, tensor in tensors.items()}
   total = sum(sizes.values())
   identity = {
-    'conversion': 'to-jax', 'dtype': dtype, 'parts': list(parts), 'tensors': len(sizes), 'bytes': total,
+    'conversion': 'to-jax',
+    'dtype': dtype,
+    'parts': list(parts),
+    'tensors': len(sizes),
+    'bytes': total,
     'files': files_of(source),
-  }  # fmt: skip
+  }
   if dry_run:
     shares = {part: sum(n for name, n in sizes.items() if part_of(tensors[name].row.ours) == part) for part in parts}
     print('\n'.join(plan(target, identity, sizes, shares)))
@@ -93,9 +100,14 @@ def _stored_bytes(tensor: Tensor, slots: dict[str, Slot]) -> int:
 
 
 def _write(
-  work: Work, writer: Writer, views: dict[str, View], tensors: dict[str, Tensor], sizes: dict[str, int], axes: Axes,
+  work: Work,
+  writer: Writer,
+  views: dict[str, View],
+  tensors: dict[str, Tensor],
+  sizes: dict[str, int],
+  axes: Axes,
   report: Progress,
-) -> None:  # fmt: skip
+) -> None:
   def write(names: Sequence[str]) -> None:
     batch, finished = writer.batch(), []
     for name in names:

@@ -78,8 +78,9 @@ def verify(
   for opened in (left, right):
     if numerics and opened.kind == 'orbax':
       raise ValueError(f'{opened.folder}: a checkpoint of Orbax alone has no forward pass; compare without numerics')
-  problems = {f'{kind}_in_{side}': list(names) for side, opened in (('A', left), ('B', right))
-              for kind, names in opened.problems.items()}  # fmt: skip
+  problems = {
+    f'{kind}_in_{side}': list(names) for side, opened in (('A', left), ('B', right)) for kind, names in opened.problems.items()
+  }
   in_a, in_b = ({**opened.tensors, **opened.unknown} for opened in (left, right))
   common = [name for name in in_a if name in in_b]
   problems |= {

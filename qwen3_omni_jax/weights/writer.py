@@ -51,9 +51,10 @@ class Writer:
     self._arrays: dict[str, ts.TensorStore] = {}
     for path in slots:
       spec = {
-        'driver': 'zarr3', 'kvstore': {**base, 'path': path.replace('/', '.') + '/'},
+        'driver': 'zarr3',
+        'kvstore': {**base, 'path': path.replace('/', '.') + '/'},
         'store_data_equal_to_fill_value': True,  # so that an absent chunk is a lost one, never just zeros
-      }  # fmt: skip
+      }
       self._arrays[path] = ts.open(spec, open=True, context=context).result()
 
   def batch(self) -> 'Batch':

@@ -22,9 +22,27 @@ CLI = [sys.executable, '-m', 'qwen3_omni_jax.cli']
 
 def command(model: pathlib.Path, root: pathlib.Path, out: pathlib.Path) -> list[str]:
   return [
-    *CLI, 'eval', '--model', str(model), '--suite', 'all', '--data', str(root), '--out', str(out), '--max-new-tokens', '3',
-    '--max-frames', '4', '--asr', 'self', '--dtype', 'float32', '--batch-size', '2',
-  ]  # fmt: skip
+    *CLI,
+    'eval',
+    '--model',
+    str(model),
+    '--suite',
+    'all',
+    '--data',
+    str(root),
+    '--out',
+    str(out),
+    '--max-new-tokens',
+    '3',
+    '--max-frames',
+    '4',
+    '--asr',
+    'self',
+    '--dtype',
+    'float32',
+    '--batch-size',
+    '2',
+  ]
 
 
 def replies(out: pathlib.Path) -> int:
@@ -75,10 +93,17 @@ def main() -> int:
       killed_at.append(replies(at / 'killed'))
     subprocess.run(command(at / 'tiny', root, at / 'killed'), env=env, check=True, **quiet)
     whole, killed = result(at / 'whole'), result(at / 'killed')
-  print(json.dumps({
-    'benchmarks': len(whole[0]), 'replies': len(whole[1]), 'killed_after_replies': killed_at,
-    'scores_equal': whole[0] == killed[0], 'replies_equal': whole[1] == killed[1],
-  }))  # fmt: skip
+  print(
+    json.dumps(
+      {
+        'benchmarks': len(whole[0]),
+        'replies': len(whole[1]),
+        'killed_after_replies': killed_at,
+        'scores_equal': whole[0] == killed[0],
+        'replies_equal': whole[1] == killed[1],
+      }
+    )
+  )
   return 0 if whole == killed else 1
 
 

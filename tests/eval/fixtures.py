@@ -96,8 +96,17 @@ def questions_about_sound(root, samples):
   for name, fields in subsets.items():
     file = 'usa-00000-of-00001.parquet' if name == 'sd-qa' else 'test-00000-of-00001.parquet'
     _parquet(root / 'voicebench' / name / file, [{**common, **fields}, {**common, **fields}])
-  record = {'id': 'm1', 'audio_id': './test-mini-audios/m1.wav', 'question': 'Who?', 'choices': ['Man', 'Woman'], 'answer': 'Man',
-            'task': 'speech', 'difficulty': 'easy', 'sub-category': 'Speaker', 'split': 'test-mini'}  # fmt: skip
+  record = {
+    'id': 'm1',
+    'audio_id': './test-mini-audios/m1.wav',
+    'question': 'Who?',
+    'choices': ['Man', 'Woman'],
+    'answer': 'Man',
+    'task': 'speech',
+    'difficulty': 'easy',
+    'sub-category': 'Speaker',
+    'split': 'test-mini',
+  }
   _put(root / 'mmau' / 'mmau-test-mini.json', [record, {**record, 'id': 'm2', 'task': 'music', 'answer': 'Woman'}])
   _put(root / 'mmau' / 'test-mini-audios' / 'm1.wav', wave)
   record = {
@@ -133,29 +142,71 @@ def pictures(root, samples):
   other = {**record, 'id': 'validation_Math_1', 'options': '[]', 'answer': '12', 'question_type': 'open', 'image_2': image}
   _parquet(root / 'mmmu' / 'Art' / 'validation-00000-of-00001.parquet', [record, other])
   meta = {'task': 'figure question answering', 'context': 'abstract scene', 'grade': 'daily life'}
-  free = {'question': 'How many?', 'image': 'images/1.png', 'choices': None, 'unit': None, 'precision': None, 'answer': '2',
-          'question_type': 'free_form', 'answer_type': 'integer', 'metadata': meta, 'query': 'Question: How many?'}  # fmt: skip
+  free = {
+    'question': 'How many?',
+    'image': 'images/1.png',
+    'choices': None,
+    'unit': None,
+    'precision': None,
+    'answer': '2',
+    'question_type': 'free_form',
+    'answer_type': 'integer',
+    'metadata': meta,
+    'query': 'Question: How many?',
+  }
   choice = {**free, 'choices': ['Yes', 'No'], 'question_type': 'multi_choice', 'answer_type': 'text', 'answer': 'No'}
   _put(root / 'mathvista' / 'testmini.json', {'1': free, '2': choice})
   _put(root / 'mathvista' / 'images' / '1.png', samples['image'])
   records = [
-    {'index': i, 'question': 'What? Options: A: disc, B: cat', 'image': image['bytes'], 'answer': 'A', 'category': category,
-     'l2_category': 'x', 'meta_info': {'source': 's'}} for i, category in enumerate(('math', 'logical reasoning'))
-  ]  # fmt: skip
+    {
+      'index': i,
+      'question': 'What? Options: A: disc, B: cat',
+      'image': image['bytes'],
+      'answer': 'A',
+      'category': category,
+      'l2_category': 'x',
+      'meta_info': {'source': 's'},
+    }
+    for i, category in enumerate(('math', 'logical reasoning'))
+  ]
   _parquet(root / 'mmstar' / 'mmstar.parquet', records)
-  record = {'category': 'VD', 'subcategory': 'illusion', 'visual_input': '1', 'set_id': '0', 'figure_id': '1', 'sample_note': 'x',
-            'question_id': '0', 'question': 'Is the disc red?', 'gt_answer': '1', 'filename': './VD/1.png'}  # fmt: skip
-  more = [{**record, 'question_id': '1', 'gt_answer': '0'}, {**record, 'figure_id': '2', 'gt_answer': '0'},
-          {**record, 'set_id': '1'}, {**record, 'visual_input': '0', 'filename': None}]  # fmt: skip
+  record = {
+    'category': 'VD',
+    'subcategory': 'illusion',
+    'visual_input': '1',
+    'set_id': '0',
+    'figure_id': '1',
+    'sample_note': 'x',
+    'question_id': '0',
+    'question': 'Is the disc red?',
+    'gt_answer': '1',
+    'filename': './VD/1.png',
+  }
+  more = [
+    {**record, 'question_id': '1', 'gt_answer': '0'},
+    {**record, 'figure_id': '2', 'gt_answer': '0'},
+    {**record, 'set_id': '1'},
+    {**record, 'visual_input': '0', 'filename': None},
+  ]
   _put(root / 'hallusionbench' / 'HallusionBench.json', [record, *more])
   _put(root / 'hallusionbench' / 'VD' / '1.png', samples['image'])
 
 
 def videos(root, samples):
   silent, heard = samples['silent_video'], samples['video']
-  record = {'video_id': '1', 'duration': 'short', 'domain': 'Knowledge', 'sub_category': 'Art', 'url': '', 'videoID': 'abc',
-            'question_id': '1-1', 'task_type': 'Counting', 'question': 'How many?', 'options': ['A. 1', 'B. 2', 'C. 3', 'D. 4'],
-            'answer': 'A'}  # fmt: skip
+  record = {
+    'video_id': '1',
+    'duration': 'short',
+    'domain': 'Knowledge',
+    'sub_category': 'Art',
+    'url': '',
+    'videoID': 'abc',
+    'question_id': '1-1',
+    'task_type': 'Counting',
+    'question': 'How many?',
+    'options': ['A. 1', 'B. 2', 'C. 3', 'D. 4'],
+    'answer': 'A',
+  }
   _parquet(root / 'video_mme' / 'test.parquet', [record, {**record, 'question_id': '1-2', 'duration': 'long'}])
   _put(root / 'video_mme' / 'data' / 'abc.mp4', silent)
   from qwen3_omni_jax.eval.mlvu import TASKS
@@ -172,17 +223,36 @@ def videos(root, samples):
     }
     _put(root / 'mlvu' / 'json' / f'{task}.json', [record])
     _put(root / 'mlvu' / 'video' / task / 'v.mp4', silent)
-  qa = [{'uid': '11', 'question': 'What?\n(A) x\n(B) y', 'answer': 'B', 'question_type': ['key information retrieval'],
-         'time_reference': '00:01-00:02'}]  # fmt: skip
+  qa = [
+    {
+      'uid': '11',
+      'question': 'What?\n(A) x\n(B) y',
+      'answer': 'B',
+      'question_type': ['key information retrieval'],
+      'time_reference': '00:01-00:02',
+    }
+  ]
   _lines(root / 'lvbench' / 'video_info.meta.jsonl', [{'key': 'k1', 'type': 'cartoon', 'video_info': {}, 'qa': qa}])
   _put(root / 'lvbench' / 'videos' / 'k1.mp4', silent)
-  task = {'task_domain': 'Recognition', 'task_type': 'Audio Counting', 'question': 'How often?', 'answer': 'A',
-          'candidates': ['A. once', 'B. twice', 'C. never', 'D. always']}  # fmt: skip
+  task = {
+    'task_domain': 'Recognition',
+    'task_type': 'Audio Counting',
+    'question': 'How often?',
+    'answer': 'A',
+    'candidates': ['A. once', 'B. twice', 'C. never', 'D. always'],
+  }
   shared = {'duration': '<1min', 'domain': 'Music', 'sub_category': 'Covers', 'audio_class': ['Music'], 'video_caption': ''}
   _put(root / 'worldsense' / 'worldsense_qa.json', {'w1': {**shared, 'task0': task, 'task1': {**task, 'answer': 'C'}}})
   _put(root / 'worldsense' / 'videos' / 'w1.mp4', heard)
-  record = {'Question': 'When?', 'Choice': ['A. now', 'B. then', 'C. soon', 'D. never'], 'Answer': 'B', 'video_id': 'd1',
-            'Type': 'AV Event Alignment', 'video_category': 'Howto', 'video_duration': '30s'}  # fmt: skip
+  record = {
+    'Question': 'When?',
+    'Choice': ['A. now', 'B. then', 'C. soon', 'D. never'],
+    'Answer': 'B',
+    'video_id': 'd1',
+    'Type': 'AV Event Alignment',
+    'video_category': 'Howto',
+    'video_duration': '30s',
+  }
   _put(root / 'daily_omni' / 'qa.json', [record])
   _put(root / 'daily_omni' / 'Videos' / 'd1' / 'd1_video.mp4', heard)
 

@@ -221,8 +221,25 @@ def test_the_engine_answers_as_generate_does(omni, benchmark_root, tmp_path):
 
 
 def test_the_command_writes_results_and_resumes(tiny_folder, benchmark_root, tmp_path, capsys):
-  args = ['eval', '--model', str(tiny_folder), '--suite', 'text', '--data', str(benchmark_root), '--out', str(tmp_path / 'out'),
-          '--limit', '1', '--max-new-tokens', '3', '--dtype', 'float32', '--batch-size', '2']  # fmt: skip
+  args = [
+    'eval',
+    '--model',
+    str(tiny_folder),
+    '--suite',
+    'text',
+    '--data',
+    str(benchmark_root),
+    '--out',
+    str(tmp_path / 'out'),
+    '--limit',
+    '1',
+    '--max-new-tokens',
+    '3',
+    '--dtype',
+    'float32',
+    '--batch-size',
+    '2',
+  ]
   assert main(args) == 0
   out = capsys.readouterr()
   assert '| GSM8K | accuracy ↑ |' in out.out and 'gsm8k: 1 of 1' in out.err
@@ -252,15 +269,18 @@ def test_the_command_scores_predictions_without_a_model(benchmark_root, tmp_path
   assert (tmp_path / 'p.jsonl').read_text().endswith('"Woman"}')  # someone's file is only read
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-  ((), 'give --suite'),
-  (('--suite', 'text'), 'give --data'),
-  (('--suite', 'text', '--data', '/x'), 'give either --model'),
-  (('--benchmark', 'nope', '--data', '/x', '--model', 'y'), 'expected one of'),
-  (('--suite', 'text', '--data', '/x', '--from-predictions', 'y'), 'scores one --benchmark'),
-  (('--benchmark', 'mmau', '--data', '/x', '--from-predictions', '/nowhere'), '/nowhere: no such file'),
-  (('--benchmark', 'mmau', '--data', '/x', '--model', 'y', '--limit', '0'), '--limit 0'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    ((), 'give --suite'),
+    (('--suite', 'text'), 'give --data'),
+    (('--suite', 'text', '--data', '/x'), 'give either --model'),
+    (('--benchmark', 'nope', '--data', '/x', '--model', 'y'), 'expected one of'),
+    (('--suite', 'text', '--data', '/x', '--from-predictions', 'y'), 'scores one --benchmark'),
+    (('--benchmark', 'mmau', '--data', '/x', '--from-predictions', '/nowhere'), '/nowhere: no such file'),
+    (('--benchmark', 'mmau', '--data', '/x', '--model', 'y', '--limit', '0'), '--limit 0'),
+  ],
+)
 def test_errors_are_one_line(args, message, capsys):
   assert main(['eval', *args]) == 1
   err = capsys.readouterr().err

@@ -11,37 +11,40 @@ from qwen3_omni_jax.eval import answers, bleu, ifeval, multiple_choice, normalis
 OPTIONS = multiple_choice.lettered(['a red disc', 'the blue square', 'two dogs', 'rain'])
 
 
-@pytest.mark.parametrize(('dialect', 'reply', 'letter'), [
-  ('mmmu', '(A) or rather (C)', 'C'),
-  ('mmmu', 'It must be B !', 'B'),
-  ('mmmu', 'On the picture one sees the blue square and little else', 'B'),
-  ('mmmu', 'the blue square', None),  # five words or fewer are not searched for choices
-  ('mmsu', 'B', 'B'),
-  ('mmsu', 'The answer is C.', 'C'),
-  ('mmsu', 'None', None),
-  ('voicebench', 'The correct answer is D', 'D'),
-  ('voicebench', 'c)', 'C'),
-  ('voicebench', 'I have no idea', None),
-  ('mmstar', 'Option B', 'B'),
-  ('mmstar', 'The answer is C', 'C'),
-  ('mmstar', 'the answer is: C', None),
-  ('video_mme', 'The best answer is: D', 'D'),
-  ('video_mme', 'Because', 'B'),
-  ('video_mme', 'Best option: no', 'B'),  # a comma is missing in the official list
-  ('video_mme', 'Answer: none', None),
-  ('mlvu', 'A) because', 'A'),
-  ('mlvu', '(D)', 'D'),
-  ('mlvu', 'A.', None),
-  ('lvbench', '(B) x', 'B'),
-  ('lvbench', 'C) x', 'C'),
-  ('lvbench', 'x', None),
-  ('daily_omni', ' b. yes', 'B'),
-  ('daily_omni', 'no', None),
-  ('qwen', 'B.', 'B'),
-  ('qwen', 'A person is seen', None),
-  ('qwen', 'I see two dogs', 'C'),
-  ('qwen', 'B or C', None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('dialect', 'reply', 'letter'),
+  [
+    ('mmmu', '(A) or rather (C)', 'C'),
+    ('mmmu', 'It must be B !', 'B'),
+    ('mmmu', 'On the picture one sees the blue square and little else', 'B'),
+    ('mmmu', 'the blue square', None),  # five words or fewer are not searched for choices
+    ('mmsu', 'B', 'B'),
+    ('mmsu', 'The answer is C.', 'C'),
+    ('mmsu', 'None', None),
+    ('voicebench', 'The correct answer is D', 'D'),
+    ('voicebench', 'c)', 'C'),
+    ('voicebench', 'I have no idea', None),
+    ('mmstar', 'Option B', 'B'),
+    ('mmstar', 'The answer is C', 'C'),
+    ('mmstar', 'the answer is: C', None),
+    ('video_mme', 'The best answer is: D', 'D'),
+    ('video_mme', 'Because', 'B'),
+    ('video_mme', 'Best option: no', 'B'),  # a comma is missing in the official list
+    ('video_mme', 'Answer: none', None),
+    ('mlvu', 'A) because', 'A'),
+    ('mlvu', '(D)', 'D'),
+    ('mlvu', 'A.', None),
+    ('lvbench', '(B) x', 'B'),
+    ('lvbench', 'C) x', 'C'),
+    ('lvbench', 'x', None),
+    ('daily_omni', ' b. yes', 'B'),
+    ('daily_omni', 'no', None),
+    ('qwen', 'B.', 'B'),
+    ('qwen', 'A person is seen', None),
+    ('qwen', 'I see two dogs', 'C'),
+    ('qwen', 'B or C', None),
+  ],
+)
 def test_a_reply_is_read_as_the_official_scorer_reads_it(dialect, reply, letter):
   assert multiple_choice.read_choice(dialect, reply, OPTIONS) == letter
 
@@ -68,10 +71,18 @@ def test_mmau_compares_sets_of_words():
   assert all(answers.mmau_correct(c, c, four) for c in four)
 
 
-@pytest.mark.parametrize(('reply', 'text'), [
-  ('B', 'the blue square'), ('(B)', 'the blue square'), ('B. the blue square', 'the blue square'), ('B: x', 'the blue square'),
-  ('A red disc', 'A red disc'), ('Blue', 'Blue'), ('E', 'E'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('reply', 'text'),
+  [
+    ('B', 'the blue square'),
+    ('(B)', 'the blue square'),
+    ('B. the blue square', 'the blue square'),
+    ('B: x', 'the blue square'),
+    ('A red disc', 'A red disc'),
+    ('Blue', 'Blue'),
+    ('E', 'E'),
+  ],
+)
 def test_letters_become_the_text_of_the_choice(reply, text):
   assert multiple_choice.choice_text(reply, OPTIONS) == text
 
@@ -97,9 +108,18 @@ def test_mathvista_extracts_and_normalises():
   assert answers.mathvista_normalise('many', whole) is None
 
 
-@pytest.mark.parametrize(('reply', 'answer'), [
-  ('Yes, it is.', 'Yes'), ('no', 'No'), ('Yes and no', None), ('Maybe', None), ('yes-', 'Yes'), ('Yes.', 'Yes'), ('knows', None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('reply', 'answer'),
+  [
+    ('Yes, it is.', 'Yes'),
+    ('no', 'No'),
+    ('Yes and no', None),
+    ('Maybe', None),
+    ('yes-', 'Yes'),
+    ('Yes.', 'Yes'),
+    ('knows', None),
+  ],
+)
 def test_yes_or_no(reply, answer):
   assert answers.yes_or_no(reply) == answer
 
@@ -133,13 +153,24 @@ def test_ifeval_strict_and_loose():
     ifeval.follows('x', 'startend:end_checker', {})
 
 
-@pytest.mark.parametrize(('text', 'spoken'), [
-  ('2008年8月8日', '二零零八年八月八日'), ('10234.5元', '一万零二百三十四点五元'), ('12%', '百分之十二'), ('2/3', '三分之二'),
-  ('200个', '两百个'), ('12', '十二'),
-  ('13812345678', '一三八一二三四五六七八'), ('010-68123456', '零一零六八一二三四五六'), ('B2B', 'B2B'),
-  ('你好，世界。', '你好 世界 '), ('20000', '二零零零零'),
-  ('2万', '二万'), ('105块', '一百零五块'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('text', 'spoken'),
+  [
+    ('2008年8月8日', '二零零八年八月八日'),
+    ('10234.5元', '一万零二百三十四点五元'),
+    ('12%', '百分之十二'),
+    ('2/3', '三分之二'),
+    ('200个', '两百个'),
+    ('12', '十二'),
+    ('13812345678', '一三八一二三四五六七八'),
+    ('010-68123456', '零一零六八一二三四五六'),
+    ('B2B', 'B2B'),
+    ('你好，世界。', '你好 世界 '),
+    ('20000', '二零零零零'),
+    ('2万', '二万'),
+    ('105块', '一百零五块'),
+  ],
+)
 def test_chinese_numbers_are_spelled_out(text, spoken):
   assert normalise_zh.spell_out(text) == spoken
 
@@ -160,9 +191,13 @@ def test_word_error_rate_counts_after_normalisation():
 
 def test_the_english_normaliser_is_whispers():
   for text, expected in (
-    ("he's like", "he is like"), ('twenty-one point five percent', '21.5%'), ('$20 million', '$20000000'), ('Colour!', 'color'),
-    ("Let's do the second double-O seven", 'let us do the 2nd 007'), ('(noise) um, Dr. Who', 'doctor who'),
-  ):  # fmt: skip
+    ("he's like", 'he is like'),
+    ('twenty-one point five percent', '21.5%'),
+    ('$20 million', '$20000000'),
+    ('Colour!', 'color'),
+    ("Let's do the second double-O seven", 'let us do the 2nd 007'),
+    ('(noise) um, Dr. Who', 'doctor who'),
+  ):
     assert normalise._whisper('english')(text) == expected
 
 

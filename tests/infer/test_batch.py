@@ -35,9 +35,7 @@ def rows(samples) -> list[Row]:
     if i % 7 == 3:
       messages = [{'role': 'user', 'content': 'Hello'}, {'role': 'assistant', 'content': 'Hi.'}, *messages]
     drawn = {'temperature': 0.9, 'top_k': 20, 'repetition_penalty': 1.2} if i % 3 == 1 else {}
-    out.append(
-      Row(f'row {i}', messages, max_new_tokens=3 + i % 6, max_frames=5 + i % 9, speech=i % 2 == 0, seed=i, **drawn)
-    )
+    out.append(Row(f'row {i}', messages, max_new_tokens=3 + i % 6, max_frames=5 + i % 9, speech=i % 2 == 0, seed=i, **drawn))
   return out
 
 
@@ -65,9 +63,14 @@ def test_every_row_equals_its_call_of_generate(omni, rows):
   assert not [r.error for r in results if r.error]
   ours = {r.row.id: r.reply for r in results}
   expected = omni.generate(
-    [row.messages for row in greedy], max_new_tokens=[row.max_new_tokens for row in greedy], temperature=0,
-    seed=[row.seed for row in greedy], max_frames=[row.max_frames for row in greedy], speech=True, talker_temperature=0,
-  )  # fmt: skip
+    [row.messages for row in greedy],
+    max_new_tokens=[row.max_new_tokens for row in greedy],
+    temperature=0,
+    seed=[row.seed for row in greedy],
+    max_frames=[row.max_frames for row in greedy],
+    speech=True,
+    talker_temperature=0,
+  )
   for row, reply in zip(greedy, expected, strict=True):
     mine = ours[row.id]
     assert mine.token_ids == reply.token_ids and mine.prompt_tokens == reply.prompt_tokens, row.id

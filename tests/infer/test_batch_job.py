@@ -86,15 +86,27 @@ def break_row(i: int):
   good = question(i)
   ask = lambda **part: question(i, messages=[{'role': 'user', 'content': [part, {'type': 'text', 'text': 'What?'}]}])
   ways = [
-    ('{"custom_id": "x", "body": ', 'json'), ('no json', 'json'), ('"a"["b"]', 'json'), ('[' * 5000, 'json'),
-    ('42', 'request'), ({**good, 'custom_id': 7}, 'request'), ({**good, 'body': []}, 'request'),
-    (question(i, tempreature=1), 'request'), ({**good, 'body': {}}, 'request'), (question(i, fps=-1), 'request'),
-    (question(i, speech='yes'), 'request'), (question(i, speech=False, modalities=['smell']), 'request'),
-    (question(i, messages=[]), 'messages'), (question(i, messages=[{'role': 'wizard', 'content': 'hi'}]), 'messages'),
-    (ask(type='audio', audio='nowhere.wav'), 'media'), (ask(type='image', image='/etc/passwd'), 'media'),
-    (ask(type='image', image='data:image/png;base64,AAAA'), 'media'), (question(i, temperature=-1), 'settings'),
-    (question(i, speech=True, speaker='Nobody'), 'settings'), (question(i, max_tokens=100_000), 'too_long'),
-  ]  # fmt: skip
+    ('{"custom_id": "x", "body": ', 'json'),
+    ('no json', 'json'),
+    ('"a"["b"]', 'json'),
+    ('[' * 5000, 'json'),
+    ('42', 'request'),
+    ({**good, 'custom_id': 7}, 'request'),
+    ({**good, 'body': []}, 'request'),
+    (question(i, tempreature=1), 'request'),
+    ({**good, 'body': {}}, 'request'),
+    (question(i, fps=-1), 'request'),
+    (question(i, speech='yes'), 'request'),
+    (question(i, speech=False, modalities=['smell']), 'request'),
+    (question(i, messages=[]), 'messages'),
+    (question(i, messages=[{'role': 'wizard', 'content': 'hi'}]), 'messages'),
+    (ask(type='audio', audio='nowhere.wav'), 'media'),
+    (ask(type='image', image='/etc/passwd'), 'media'),
+    (ask(type='image', image='data:image/png;base64,AAAA'), 'media'),
+    (question(i, temperature=-1), 'settings'),
+    (question(i, speech=True, speaker='Nobody'), 'settings'),
+    (question(i, max_tokens=100_000), 'too_long'),
+  ]
   assert len(ways) == 20
   return ways[i // 10 % 20]
 
@@ -196,8 +208,23 @@ def test_the_command_answers_a_file(tiny_folder, tmp_path, capsys):
   from qwen3_omni_jax.cli import main
 
   source = write(tmp_path / 'in.jsonl', [question(0, max_tokens=2), 'broken', question(2, max_tokens=3)])
-  command = ['batch', '--model', str(tiny_folder), '--dtype', 'float32', '--input', str(source), '--output', str(tmp_path / 'o'),
-             '--slots', '2', '--lengths', '256', '--cache-dir', '']  # fmt: skip
+  command = [
+    'batch',
+    '--model',
+    str(tiny_folder),
+    '--dtype',
+    'float32',
+    '--input',
+    str(source),
+    '--output',
+    str(tmp_path / 'o'),
+    '--slots',
+    '2',
+    '--lengths',
+    '256',
+    '--cache-dir',
+    '',
+  ]
   assert main([*command, '--dry-run']) == 0
   assert 'total' in capsys.readouterr().out and not (tmp_path / 'o').exists()
   assert main([*command, '--json']) == 3

@@ -70,16 +70,25 @@ class Feeder:
     cfg, many = self.omni.cfg.thinker, np.zeros(LANES, np.int32)
     levels = 1 + len(cfg.vision.deepstack_visual_indexes)
     piece = slots.Piece(
-      slot=np.full(LANES, SLOTS, np.int32), start=many.copy(), ids=np.zeros((LANES, C), np.int32),
-      positions=np.zeros((3, LANES, C), np.float32), segment=np.zeros((LANES, C), np.int32), last=np.zeros(LANES, bool),
-      limit=many + 9, next_position=np.zeros(LANES, np.float32),
+      slot=np.full(LANES, SLOTS, np.int32),
+      start=many.copy(),
+      ids=np.zeros((LANES, C), np.int32),
+      positions=np.zeros((3, LANES, C), np.float32),
+      segment=np.zeros((LANES, C), np.int32),
+      last=np.zeros(LANES, bool),
+      limit=many + 9,
+      next_position=np.zeros(LANES, np.float32),
       media=np.zeros((LANES, C), bool) if self.media else None,
       features=np.zeros((levels, LANES, C, cfg.text.hidden_size), np.float32) if self.media else None,
-    )  # fmt: skip
+    )
     sampling = SamplingRows(
-      np.full(LANES, 0.8, np.float32), many + NARROW, np.full(LANES, 0.9, np.float32), np.full(LANES, 1.3, np.float32),
-      many.astype(np.uint32), candidates=(NARROW,),
-    )  # fmt: skip
+      np.full(LANES, 0.8, np.float32),
+      many + NARROW,
+      np.full(LANES, 0.9, np.float32),
+      np.full(LANES, 1.3, np.float32),
+      many.astype(np.uint32),
+      candidates=(NARROW,),
+    )
     for lane, part in lanes.items():
       rng, n = np.random.default_rng(part.seed), part.tokens
       ids, features = rng.integers(0, cfg.text.vocab_size, n), rng.standard_normal((levels, n, cfg.text.hidden_size))
@@ -162,13 +171,22 @@ def test_a_spoken_reply_begins_with_the_same_bits_in_any_lane_and_any_company(om
     """lanes: slot and seed of each."""
     many = np.zeros(P, np.int32)
     inputs = TalkerInputs(
-      np.broadcast_to(np.arange(U, dtype=np.int32), (P, U)), np.zeros((P, U), bool), many.copy(), many + U,
-      np.zeros((3, P, U + OPENING), np.float32), np.zeros(P, np.float32),
-    )  # fmt: skip
+      np.broadcast_to(np.arange(U, dtype=np.int32), (P, U)),
+      np.zeros((P, U), bool),
+      many.copy(),
+      many + U,
+      np.zeros((3, P, U + OPENING), np.float32),
+      np.zeros(P, np.float32),
+    )
     talk = speech_slots.Talk(
-      many + SLOTS, np.zeros((P, U + 3), np.int32), np.zeros((P, U + 3, cfg.thinker.text.hidden_size), np.float32), inputs,
-      np.zeros((P, U), np.int32), many.copy(), many.copy(),
-    )  # fmt: skip
+      many + SLOTS,
+      np.zeros((P, U + 3), np.int32),
+      np.zeros((P, U + 3, cfg.thinker.text.hidden_size), np.float32),
+      inputs,
+      np.zeros((P, U), np.int32),
+      many.copy(),
+      many.copy(),
+    )
     for lane, (slot, seed) in lanes.items():
       rng = np.random.default_rng(seed)
       n, talk.say[lane] = rng.integers(9, U), rng.integers(1, 9)

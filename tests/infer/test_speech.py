@@ -21,13 +21,20 @@ def conversations(samples):
   part = lambda kind: {'type': kind, kind: str(samples[kind])}
   ask = lambda *parts: [{'role': 'user', 'content': [*parts, {'type': 'text', 'text': 'What is it?'}]}]
   several = [
-    {'role': 'system', 'content': 'Be kind.'}, *ask(part('audio')), {'role': 'assistant', 'content': 'A song.'}, *ask(),
-  ]  # fmt: skip
+    {'role': 'system', 'content': 'Be kind.'},
+    *ask(part('audio')),
+    {'role': 'assistant', 'content': 'A song.'},
+    *ask(),
+  ]
   return {
-    'text': ask(), 'audio': ask(part('audio')), 'image': ask(part('image')), 'video': ask(part('video')),
-    'several images': ask(part('image'), part('image')), 'audio and image': ask(part('audio'), part('image')),
+    'text': ask(),
+    'audio': ask(part('audio')),
+    'image': ask(part('image')),
+    'video': ask(part('video')),
+    'several images': ask(part('image'), part('image')),
+    'audio and image': ask(part('audio'), part('image')),
     'several turns': several,
-  }  # fmt: skip
+  }
 
 
 SPOKEN = dict(speech=True, max_new_tokens=5, max_frames=FRAMES)
@@ -91,9 +98,7 @@ def test_the_talkers_own_end_is_respected(omni, conversations):
   codes = omni.generate([conversations['text']], **greedy)[0].speech.codes
   first = int(np.flatnonzero(codes[:, 0] == codes[5, 0])[0])
   talker = dataclasses.replace(omni.cfg.talker, codec_eos_token_id=int(codes[5, 0]))
-  ending = Omni(
-    dataclasses.replace(omni.cfg, talker=talker), omni.params, omni.processor, omni.defaults, 'float32', omni.voice
-  )
+  ending = Omni(dataclasses.replace(omni.cfg, talker=talker), omni.params, omni.processor, omni.defaults, 'float32', omni.voice)
   speech = ending.generate([conversations['text']], **greedy)[0].speech
   assert speech.finish_reason == 'stop'
   np.testing.assert_array_equal(speech.codes, codes[:first])

@@ -17,11 +17,17 @@ IM_START, IM_END, SYSTEM, USER, ASSISTANT, BREAK, TTS_PAD = 1, 2, 3, 4, 5, 6, 7
 VISION_START, VISION_END, AUDIO_START, AUDIO_END, IMAGE, VIDEO, AUDIO = 8, 9, 10, 11, 12, 13, 14
 PER_SECOND = 13
 CFG = types.SimpleNamespace(
-  im_start_token_id=IM_START, user_token_id=USER, assistant_token_id=ASSISTANT,
+  im_start_token_id=IM_START,
+  user_token_id=USER,
+  assistant_token_id=ASSISTANT,
   thinker=types.SimpleNamespace(
-    audio_token_id=AUDIO, image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START,
-    audio_start_token_id=AUDIO_START),
-)  # fmt: skip
+    audio_token_id=AUDIO,
+    image_token_id=IMAGE,
+    video_token_id=VIDEO,
+    vision_start_token_id=VISION_START,
+    audio_start_token_id=AUDIO_START,
+  ),
+)
 
 
 @dataclasses.dataclass
@@ -66,17 +72,29 @@ class Conversation:
   def reference_positions(self, ids, in_video, seconds_per_grid):
     """get_rope_index of the reference over these ids."""
     cls = ref.Qwen3OmniMoePreTrainedModelForConditionalGeneration
-    names = dict(image_token_id=IMAGE, video_token_id=VIDEO, audio_token_id=AUDIO, vision_start_token_id=VISION_START,
-                 audio_start_token_id=AUDIO_START, position_id_per_seconds=PER_SECOND,
-                 audio_config=types.SimpleNamespace(n_window=50))  # fmt: skip
+    names = dict(
+      image_token_id=IMAGE,
+      video_token_id=VIDEO,
+      audio_token_id=AUDIO,
+      vision_start_token_id=VISION_START,
+      audio_start_token_id=AUDIO_START,
+      position_id_per_seconds=PER_SECOND,
+      audio_config=types.SimpleNamespace(n_window=50),
+    )
     owner = types.SimpleNamespace(spatial_merge_size=2, config=types.SimpleNamespace(**names))
     owner.get_llm_pos_ids_for_vision = types.MethodType(cls.get_llm_pos_ids_for_vision, owner)
     optional = lambda x: torch.tensor(x) if x else None
     ids = torch.tensor(ids)[None]
     positions, _ = cls.get_rope_index(
-      owner, ids, optional(self.images), optional(self.videos), torch.ones_like(ids), in_video, optional(self.frames),
+      owner,
+      ids,
+      optional(self.images),
+      optional(self.videos),
+      torch.ones_like(ids),
+      in_video,
+      optional(self.frames),
       torch.full((len(self.videos),), seconds_per_grid),
-    )  # fmt: skip
+    )
     return positions[:, 0].numpy()
 
 

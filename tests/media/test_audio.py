@@ -36,8 +36,18 @@ def aac(samples: np.ndarray, rate_hz: int, layout: str) -> bytes:
   return file.getvalue()
 
 
-@pytest.mark.parametrize('kind, subtype', [('WAV', 'PCM_16'), ('WAV', 'FLOAT'), ('WAV', 'PCM_U8'), ('FLAC', 'PCM_24'),
-                                           ('OGG', 'VORBIS'), ('AIFF', 'PCM_16'), ('MP3', None)])  # fmt: skip
+@pytest.mark.parametrize(
+  'kind, subtype',
+  [
+    ('WAV', 'PCM_16'),
+    ('WAV', 'FLOAT'),
+    ('WAV', 'PCM_U8'),
+    ('FLAC', 'PCM_24'),
+    ('OGG', 'VORBIS'),
+    ('AIFF', 'PCM_16'),
+    ('MP3', None),
+  ],
+)
 def test_formats_give_the_same_sound(kind, subtype):
   wave = tone(1.0, 16_000)
   got = load_audio(encoded(wave, 16_000, kind, subtype))
@@ -141,8 +151,9 @@ def extractor():
 
 
 def reference_mel(extractor, waves: list[np.ndarray]) -> list[np.ndarray]:
-  out = extractor(waves, sampling_rate=16_000, padding='longest', truncation=False, return_attention_mask=True,
-                  return_tensors='np')  # fmt: skip
+  out = extractor(
+    waves, sampling_rate=16_000, padding='longest', truncation=False, return_attention_mask=True, return_tensors='np'
+  )
   frames = out['attention_mask'].sum(-1)
   return [mel[:, :n].T for mel, n in zip(out['input_features'], frames, strict=True)]
 

@@ -30,10 +30,13 @@ def theirs():
 
   def make(settings: ImageSettings):
     return transformers.Qwen2VLImageProcessor(
-      patch_size=settings.patch, merge_size=settings.merge, temporal_patch_size=settings.temporal_patch,
-      image_mean=list(settings.mean), image_std=list(settings.std),
+      patch_size=settings.patch,
+      merge_size=settings.merge,
+      temporal_patch_size=settings.temporal_patch,
+      image_mean=list(settings.mean),
+      image_std=list(settings.std),
       size={'shortest_edge': settings.min_pixels, 'longest_edge': settings.max_pixels},
-    )  # fmt: skip
+    )
 
   return make
 
@@ -48,8 +51,9 @@ def test_lossless_formats_keep_every_pixel(kind):
 @pytest.mark.parametrize('kind', ['JPEG', 'WEBP', 'JPEG2000', 'AVIF'])
 def test_lossy_formats_come_close(kind):
   picture = shapes(64, 96, 0.4)
-  got = load_image(encoded(Image.fromarray(picture), kind, quality=95) if kind != 'JPEG2000' else
-                   encoded(Image.fromarray(picture), kind))  # fmt: skip
+  got = load_image(
+    encoded(Image.fromarray(picture), kind, quality=95) if kind != 'JPEG2000' else encoded(Image.fromarray(picture), kind)
+  )
   assert got.shape == picture.shape and np.abs(got.astype(int) - picture).mean() < 5
 
 
@@ -104,8 +108,16 @@ def test_limits_hold_before_decoding():
       load_image(source, small)
 
 
-@pytest.mark.parametrize('source', [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8),
-                                    np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)])  # fmt: skip
+@pytest.mark.parametrize(
+  'source',
+  [
+    np.zeros((4, 4)),
+    np.zeros((4, 4, 3)),
+    np.zeros((4, 4, 4), np.uint8),
+    np.zeros((0, 4, 3), np.uint8),
+    np.zeros((4, 4), np.uint8),
+  ],
+)
 def test_other_arrays_are_refused(source):
   with pytest.raises(ValueError, match='expected uint8 of shape'):
     load_image(source)
@@ -194,8 +206,17 @@ def test_patch_rows_come_in_merge_blocks():
 
 
 def test_settings_come_from_the_file():
-  published = {'min_pixels': 3136, 'max_pixels': 12_845_056, 'patch_size': 16, 'temporal_patch_size': 2, 'merge_size': 2,
-               'image_mean': [0.5] * 3, 'image_std': [0.5] * 3, 'feature_size': 128, 'hop_length': 160}  # fmt: skip
+  published = {
+    'min_pixels': 3136,
+    'max_pixels': 12_845_056,
+    'patch_size': 16,
+    'temporal_patch_size': 2,
+    'merge_size': 2,
+    'image_mean': [0.5] * 3,
+    'image_std': [0.5] * 3,
+    'feature_size': 128,
+    'hop_length': 160,
+  }
   settings = ImageSettings.from_dict(published)
   assert settings.ignored == ('feature_size', 'hop_length')
   assert (settings.factor, settings.mean, settings.min_pixels) == (32, (0.5,) * 3, 3136)
@@ -205,11 +226,25 @@ def test_settings_come_from_the_file():
   assert silent.mean == (0.48145466, 0.4578275, 0.40821073) and silent.ignored == ()  # the class's own: CLIP's
 
 
-@pytest.mark.parametrize('key, value', [
-  ('patch_size', 0), ('patch_size', '16'), ('merge_size', True), ('image_mean', [0.5]), ('image_std', [0.5, 0.0, 0.5]),
-  ('image_std', 0.5), ('image_mean', [float('nan')] * 3), ('min_pixels', 10**9), ('size', 7), ('do_resize', False),
-  ('do_normalize', False), ('rescale_factor', 1.0), ('resample', 2), ('temporal_patch_size', -2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('patch_size', 0),
+    ('patch_size', '16'),
+    ('merge_size', True),
+    ('image_mean', [0.5]),
+    ('image_std', [0.5, 0.0, 0.5]),
+    ('image_std', 0.5),
+    ('image_mean', [float('nan')] * 3),
+    ('min_pixels', 10**9),
+    ('size', 7),
+    ('do_resize', False),
+    ('do_normalize', False),
+    ('rescale_factor', 1.0),
+    ('resample', 2),
+    ('temporal_patch_size', -2),
+  ],
+)
 def test_impossible_settings_name_the_file(key, value):
   with pytest.raises(ValueError, match='folder/p.json: '):
     ImageSettings.from_dict({key: value}, 'folder/p.json')

@@ -78,12 +78,14 @@ def lies() -> dict[str, bytes]:
     'ppm_huge.ppm': b'P6\n100000 100000\n255\n' + bytes(100),
     'bmp_huge.bmp': b'BM' + struct.pack('<IHHIIiiHH', 154, 0, 0, 54, 40, 50_000, 50_000, 1, 24) + bytes(124),
     'gif_huge.gif': b'GIF89a' + struct.pack('<HHBBB', 65_535, 65_535, 0, 0, 0) + b',' + bytes(20),
-    'flac_long.flac': b'fLaC\x80\x00\x00\x22' + struct.pack('>HH', 4096, 4096) + bytes(6)
-                      + (((16_000 << 44) | (0 << 41) | (15 << 36) | (2**36 - 1)).to_bytes(8, 'big')) + bytes(16),
+    'flac_long.flac': b'fLaC\x80\x00\x00\x22'
+    + struct.pack('>HH', 4096, 4096)
+    + bytes(6)
+    + (((16_000 << 44) | (0 << 41) | (15 << 36) | (2**36 - 1)).to_bytes(8, 'big'))
+    + bytes(16),
     'mp4_atom_4gb.mp4': ftyp + b'\xff\xff\xff\xffmoov' + bytes(50),
     'mp4_atom_64.mp4': ftyp + b'\x00\x00\x00\x01moov' + b'\x7f' + b'\xff' * 7 + bytes(9),
-    'mp4_nested.mp4': ftyp + b''.join(
-      struct.pack('>I', 8 * (5000 - i)) + (b'moov' if i == 0 else b'trak') for i in range(5000)),
+    'mp4_nested.mp4': ftyp + b''.join(struct.pack('>I', 8 * (5000 - i)) + (b'moov' if i == 0 else b'trak') for i in range(5000)),
     'text.mp4': b'not a video at all\n' * 50,
     'script.mp4': b'ffconcat version 1.0\nfile /etc/hostname\n',
     'playlist.wav': b'#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n',
@@ -92,7 +94,7 @@ def lies() -> dict[str, bytes]:
     'empty.wav': b'',
     'empty.png': b'',
     'empty.mp4': b'',
-  }  # fmt: skip
+  }
 
 
 def compressed_sounds(folder: pathlib.Path) -> dict[str, bytes]:
@@ -212,8 +214,13 @@ def test_a_cut_or_flipped_data_url_is_named_without_its_contents(samples):
   from qwen3_omni_jax.media.video import load_video
 
   body = base64.b64encode(samples['image'].read_bytes()).decode()
-  for url in ('data:image/png;base64,' + body[: len(body) // 2 // 4 * 4], 'data:image/png;base64,' + body[:-3],
-              'data:image/png;base64,' + body.swapcase(), 'data:image/png,' + body, 'data:image/png;base64'):  # fmt: skip
+  for url in (
+    'data:image/png;base64,' + body[: len(body) // 2 // 4 * 4],
+    'data:image/png;base64,' + body[:-3],
+    'data:image/png;base64,' + body.swapcase(),
+    'data:image/png,' + body,
+    'data:image/png;base64',
+  ):
     for load in (load_image, load_audio, lambda source: load_video(source, fps=2)):
       with pytest.raises(ValueError, match=f'data URL of {len(url)} characters') as error:
         load(url)

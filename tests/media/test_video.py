@@ -23,9 +23,13 @@ def theirs():
   import transformers
 
   return transformers.Qwen2VLVideoProcessor(
-    patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+    patch_size=16,
+    merge_size=2,
+    temporal_patch_size=2,
+    image_mean=[0.5] * 3,
+    image_std=[0.5] * 3,
     size={'shortest_edge': SETTINGS.video_min_pixels, 'longest_edge': SETTINGS.video_max_pixels},
-  )  # fmt: skip
+  )
 
 
 def test_frames_of_the_checked_examples():
@@ -147,24 +151,29 @@ def test_a_playlist_cannot_open_other_files(samples, tmp_path, monkeypatch):
   """Through FFmpeg a script of file names would be followed, out of any media folder."""
   (tmp_path / 'secret.mp4').write_bytes(samples['video'].read_bytes())
   monkeypatch.chdir(tmp_path)
-  for script in (b'ffconcat version 1.0\nfile secret.mp4\n',
-                 b'#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nsecret.mp4\n#EXT-X-ENDLIST\n'):  # fmt: skip
+  for script in (
+    b'ffconcat version 1.0\nfile secret.mp4\n',
+    b'#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nsecret.mp4\n#EXT-X-ENDLIST\n',
+  ):
     with pytest.raises(ValueError, match=f'{len(script)} bytes: not readable as a video'):
       load_video(script, fps=2)
     with pytest.raises(ValueError, match=f'{len(script)} bytes: not readable as audio'):
       video_audio(script)
 
 
-@pytest.mark.parametrize('source, message', [
-  (np.zeros((4, 8, 8, 3), np.uint8), 'without their rate'),
-  ((np.zeros((4, 8, 8, 3)), 2.0), 'expected uint8'),
-  ((np.zeros((4, 8, 8), np.uint8), 2.0), 'expected uint8'),
-  ((np.zeros((0, 8, 8, 3), np.uint8), 2.0), 'expected uint8'),
-  ((np.zeros((4, 8, 8, 3), np.uint8), 0.0), 'source fps'),
-  ((np.zeros((4, 8, 8, 3), np.uint8), float('nan')), 'source fps'),
-  (['a', 'b'], 'expected a path'),
-  (5, 'expected a path'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'source, message',
+  [
+    (np.zeros((4, 8, 8, 3), np.uint8), 'without their rate'),
+    ((np.zeros((4, 8, 8, 3)), 2.0), 'expected uint8'),
+    ((np.zeros((4, 8, 8), np.uint8), 2.0), 'expected uint8'),
+    ((np.zeros((0, 8, 8, 3), np.uint8), 2.0), 'expected uint8'),
+    ((np.zeros((4, 8, 8, 3), np.uint8), 0.0), 'source fps'),
+    ((np.zeros((4, 8, 8, 3), np.uint8), float('nan')), 'source fps'),
+    (['a', 'b'], 'expected a path'),
+    (5, 'expected a path'),
+  ],
+)
 def test_impossible_sources_are_errors(source, message):
   with pytest.raises(ValueError, match=message):
     load_video(source, fps=2)

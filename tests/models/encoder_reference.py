@@ -47,8 +47,16 @@ def _stack(layers):
 @functools.cache
 def audio_pair(cfg: AudioConfig):
   """(reference AuT, its weights as our parameters)."""
-  names = ('num_mel_bins', 'd_model', 'encoder_layers', 'encoder_attention_heads', 'encoder_ffn_dim',
-           'downsample_hidden_size', 'output_dim', 'n_window_infer')  # fmt: skip
+  names = (
+    'num_mel_bins',
+    'd_model',
+    'encoder_layers',
+    'encoder_attention_heads',
+    'encoder_ffn_dim',
+    'downsample_hidden_size',
+    'output_dim',
+    'n_window_infer',
+  )
   given = {name: getattr(cfg, name) for name in names}
   module = hf_model.Qwen3OmniMoeAudioEncoder(hf_config.Qwen3OmniMoeAudioEncoderConfig(**given)).eval()
   w = _randomise(module)
@@ -69,10 +77,7 @@ def audio_pair(cfg: AudioConfig):
       'mlp': {'up': _linear(w, at + 'fc1'), 'down': _linear(w, at + 'fc2')},
     }
 
-  convs = {
-    f'conv{i}': {'kernel': w[f'conv2d{i}.weight'].transpose(2, 3, 1, 0), 'bias': w[f'conv2d{i}.bias']}
-    for i in (1, 2, 3)
-  }
+  convs = {f'conv{i}': {'kernel': w[f'conv2d{i}.weight'].transpose(2, 3, 1, 0), 'bias': w[f'conv2d{i}.bias']} for i in (1, 2, 3)}
   return module, convs | {
     'conv_out': {'kernel': w['conv_out.weight'].T.reshape(cfg.downsample_hidden_size, -1, D)},
     'layers': _stack([layer(i) for i in range(cfg.encoder_layers)]),
@@ -85,8 +90,18 @@ def audio_pair(cfg: AudioConfig):
 @functools.cache
 def vision_pair(cfg: VisionConfig):
   """(reference vision encoder, its weights as our parameters)."""
-  names = ('depth', 'hidden_size', 'intermediate_size', 'num_heads', 'in_channels', 'patch_size', 'spatial_merge_size',
-           'temporal_patch_size', 'out_hidden_size', 'num_position_embeddings')  # fmt: skip
+  names = (
+    'depth',
+    'hidden_size',
+    'intermediate_size',
+    'num_heads',
+    'in_channels',
+    'patch_size',
+    'spatial_merge_size',
+    'temporal_patch_size',
+    'out_hidden_size',
+    'num_position_embeddings',
+  )
   given = {name: getattr(cfg, name) for name in names}
   given['deepstack_visual_indexes'] = list(cfg.deepstack_visual_indexes)
   module = hf_model.Qwen3OmniMoeVisionEncoder(hf_config.Qwen3OmniMoeVisionEncoderConfig(**given)).eval()

@@ -51,8 +51,18 @@ class Weights:
 
 
 def code2wav_config(cfg: Code2WavConfig) -> ref_config.Qwen3OmniMoeCode2WavConfig:
-  fields = ('codebook_size', 'num_quantizers', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
-            'num_attention_heads', 'num_key_value_heads', 'sliding_window', 'rms_norm_eps', 'decoder_dim')  # fmt: skip
+  fields = (
+    'codebook_size',
+    'num_quantizers',
+    'hidden_size',
+    'intermediate_size',
+    'num_hidden_layers',
+    'num_attention_heads',
+    'num_key_value_heads',
+    'sliding_window',
+    'rms_norm_eps',
+    'decoder_dim',
+  )
   return ref_config.Qwen3OmniMoeCode2WavConfig(
     **{name: getattr(cfg, name) for name in fields},
     upsample_rates=list(cfg.upsample_rates),
@@ -97,9 +107,11 @@ def code2wav_params(w: Weights, cfg: Code2WavConfig) -> dict:
   def block(i):
     name = f'decoder.{i + 1}.block.'
     unit = lambda j: {
-      'act1': snake(f'{name}{j}.act1'), 'conv1': conv(f'{name}{j}.conv1'),
-      'act2': snake(f'{name}{j}.act2'), 'conv2': conv(f'{name}{j}.conv2'),
-    }  # fmt: skip
+      'act1': snake(f'{name}{j}.act1'),
+      'conv1': conv(f'{name}{j}.conv1'),
+      'act2': snake(f'{name}{j}.act2'),
+      'conv2': conv(f'{name}{j}.conv2'),
+    }
     return {'act': snake(f'{name}0'), 'up': up(f'{name}1'), 'units': {str(j): unit(j + 2) for j in range(3)}}
 
   stages = len(cfg.upsample_rates)
@@ -108,10 +120,7 @@ def code2wav_params(w: Weights, cfg: Code2WavConfig) -> dict:
     'layers': {
       'attn_norm': w.stacked(layer + 'input_layernorm.weight', L),
       'attn': {
-        **{
-          name: w.stacked(f'{layer}self_attn.{name}_proj.weight', L, '(N H) D -> D N H', H=H)
-          for name in ('q', 'k', 'v')
-        },
+        **{name: w.stacked(f'{layer}self_attn.{name}_proj.weight', L, '(N H) D -> D N H', H=H) for name in ('q', 'k', 'v')},
         'o': w.stacked(layer + 'self_attn.o_proj.weight', L, 'D (N H) -> N H D', H=H),
       },
       'attn_scale': w.stacked(layer + 'self_attn_layer_scale.scale', L),
@@ -129,8 +138,16 @@ def code2wav_params(w: Weights, cfg: Code2WavConfig) -> dict:
 
 
 def text_config_fields(cfg: TextConfig) -> dict:
-  names = ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
-           'num_key_value_heads', 'head_dim', 'rms_norm_eps')  # fmt: skip
+  names = (
+    'vocab_size',
+    'hidden_size',
+    'intermediate_size',
+    'num_hidden_layers',
+    'num_attention_heads',
+    'num_key_value_heads',
+    'head_dim',
+    'rms_norm_eps',
+  )
   rope = {'rope_type': 'default', 'rope_theta': cfg.rope_theta}
   if cfg.mrope_section:
     rope['mrope_section'] = list(cfg.mrope_section)
@@ -144,8 +161,17 @@ def text_config_fields(cfg: TextConfig) -> dict:
 
 def talker_config(cfg: TalkerConfig) -> ref_config.Qwen3OmniMoeTalkerConfig:
   predictor = text_config_fields(cfg.code_predictor) | {'num_code_groups': cfg.num_code_groups}
-  ids = ('codec_pad_id', 'codec_bos_id', 'codec_eos_token_id', 'codec_nothink_id', 'codec_think_bos_id',
-         'codec_think_eos_id', 'num_code_groups', 'thinker_hidden_size', 'accept_hidden_layer')  # fmt: skip
+  ids = (
+    'codec_pad_id',
+    'codec_bos_id',
+    'codec_eos_token_id',
+    'codec_nothink_id',
+    'codec_think_bos_id',
+    'codec_think_eos_id',
+    'num_code_groups',
+    'thinker_hidden_size',
+    'accept_hidden_layer',
+  )
   config = ref_config.Qwen3OmniMoeTalkerConfig(
     text_config=text_config_fields(cfg.text),
     code_predictor_config=predictor,
@@ -188,15 +214,11 @@ def talker_params(weights: Weights, cfg: TalkerConfig) -> tuple[dict, dict]:
 
 def decoder_params(w: Weights, cfg: TextConfig, prefix: str) -> dict:
   L, H, layer = cfg.num_hidden_layers, cfg.head_dim, prefix + 'layers.*.'
-  swiglu = lambda name: {
-    part: w.stacked(f'{layer}{name}.{part}_proj.weight', L, 'O I -> I O') for part in ('gate', 'up', 'down')
-  }
+  swiglu = lambda name: {part: w.stacked(f'{layer}{name}.{part}_proj.weight', L, 'O I -> I O') for part in ('gate', 'up', 'down')}
   params = {
     'attn_norm': w.stacked(layer + 'input_layernorm.weight', L),
     'attn': {
-      **{
-        name: w.stacked(f'{layer}self_attn.{name}_proj.weight', L, '(N H) D -> D N H', H=H) for name in ('q', 'k', 'v')
-      },
+      **{name: w.stacked(f'{layer}self_attn.{name}_proj.weight', L, '(N H) D -> D N H', H=H) for name in ('q', 'k', 'v')},
       'o': w.stacked(layer + 'self_attn.o_proj.weight', L, 'D (N H) -> N H D', H=H),
       'q_norm': w.stacked(layer + 'self_attn.q_norm.weight', L),
       'k_norm': w.stacked(layer + 'self_attn.k_norm.weight', L),

@@ -16,11 +16,26 @@ from qwen3_omni_jax.nn.params import abstract_params, count
 TOLERANCE = 5e-5  # of the largest magnitude: float32 rounding through a few layers, summed in another order
 
 CONFIGS = (
-  AudioConfig(num_mel_bins=24, d_model=20, encoder_layers=3, encoder_attention_heads=4, encoder_ffn_dim=28,
-              downsample_hidden_size=6, output_dim=14),
-  AudioConfig(num_mel_bins=40, d_model=42, encoder_layers=2, encoder_attention_heads=6, encoder_ffn_dim=30,
-              downsample_hidden_size=9, output_dim=22, n_window_infer=300),
-)  # fmt: skip
+  AudioConfig(
+    num_mel_bins=24,
+    d_model=20,
+    encoder_layers=3,
+    encoder_attention_heads=4,
+    encoder_ffn_dim=28,
+    downsample_hidden_size=6,
+    output_dim=14,
+  ),
+  AudioConfig(
+    num_mel_bins=40,
+    d_model=42,
+    encoder_layers=2,
+    encoder_attention_heads=6,
+    encoder_ffn_dim=30,
+    downsample_hidden_size=9,
+    output_dim=22,
+    n_window_infer=300,
+  ),
+)
 
 
 def tokens(frames: int) -> int:
@@ -89,9 +104,7 @@ def test_a_short_clip_is_encoded_differently_beside_a_longer_one():
   cfg = CONFIGS[0]
   clip, longer = clips_of(cfg, 37, 120)
   mel, frames, _ = windows_of(cfg, [clip], chunks=1)
-  alone, beside = (
-    valid_rows(encode(pair(cfg)[1], cfg, mel, frames, np.full(1, width, np.int32)), frames) for width in (37, 100)
-  )
+  alone, beside = (valid_rows(encode(pair(cfg)[1], cfg, mel, frames, np.full(1, width, np.int32)), frames) for width in (37, 100))
   theirs_alone, theirs_beside = reference(cfg, [clip]), reference(cfg, [clip, longer])[: tokens(37)]
   scale = np.abs(theirs_alone).max()
   assert np.abs(theirs_alone - theirs_beside).max() > 100 * TOLERANCE * scale
@@ -164,8 +177,9 @@ def test_published_size():
 
 def test_memory_is_linear_in_the_clip():
   """Forty minutes (300 windows) need a little over ten times what four minutes need, not a hundred times."""
-  cfg = AudioConfig(output_dim=2048, encoder_layers=2, d_model=160, encoder_attention_heads=4, encoder_ffn_dim=640,
-                    downsample_hidden_size=60)  # fmt: skip
+  cfg = AudioConfig(
+    output_dim=2048, encoder_layers=2, d_model=160, encoder_attention_heads=4, encoder_ffn_dim=640, downsample_hidden_size=60
+  )
   params = abstract_params(audio_spec(cfg))
 
   def working_bytes(windows):

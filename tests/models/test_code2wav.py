@@ -14,25 +14,44 @@ from qwen3_omni_jax.nn.params import abstract_params, init_params
 from tests.models.speech_reference import code2wav_pair
 
 OTHER_RATES = Code2WavConfig(
-  codebook_size=13, num_quantizers=3, hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
-  num_key_value_heads=2, sliding_window=7, decoder_dim=32, upsample_rates=(4, 3, 2), upsampling_ratios=(2,),
-)  # fmt: skip
+  codebook_size=13,
+  num_quantizers=3,
+  hidden_size=24,
+  intermediate_size=20,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  sliding_window=7,
+  decoder_dim=32,
+  upsample_rates=(4, 3, 2),
+  upsampling_ratios=(2,),
+)
 PUBLISHED_RATES = Code2WavConfig(
-  codebook_size=11, num_quantizers=4, hidden_size=16, intermediate_size=36, num_hidden_layers=3, num_attention_heads=2,
-  num_key_value_heads=2, decoder_dim=32,
-)  # fmt: skip
+  codebook_size=11,
+  num_quantizers=4,
+  hidden_size=16,
+  intermediate_size=36,
+  num_hidden_layers=3,
+  num_attention_heads=2,
+  num_key_value_heads=2,
+  decoder_dim=32,
+)
 SLIM = Code2WavConfig(
-  codebook_size=9, num_quantizers=2, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
-  num_key_value_heads=2, decoder_dim=16,
-)  # fmt: skip
+  codebook_size=9,
+  num_quantizers=2,
+  hidden_size=8,
+  intermediate_size=12,
+  num_hidden_layers=2,
+  num_attention_heads=2,
+  num_key_value_heads=2,
+  decoder_dim=16,
+)
 CONFIGS = pytest.mark.parametrize('cfg', [OTHER_RATES, PUBLISHED_RATES], ids=['other_rates', 'published_rates'])
 TOLERANCE = 1e-5  # float32; the wave is in [-1, 1]; measured 5e-7
 
 
 def random_codes(cfg, batch, frames, seed=1):
-  return (
-    np.random.default_rng(seed).integers(0, cfg.codebook_size, (batch, frames, cfg.num_quantizers)).astype(np.int32)
-  )
+  return np.random.default_rng(seed).integers(0, cfg.codebook_size, (batch, frames, cfg.num_quantizers)).astype(np.int32)
 
 
 def slim_params(seed=0):

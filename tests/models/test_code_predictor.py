@@ -14,24 +14,65 @@ from tests.models.speech_reference import talker_pair
 
 def talker_config(predictor: TextConfig, groups: int) -> TalkerConfig:
   text = TextConfig(
-    vocab_size=40, hidden_size=predictor.hidden_size, intermediate_size=14, num_hidden_layers=1, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=6, mrope_section=(1, 1, 1), num_experts=3, num_experts_per_tok=2,
-    moe_intermediate_size=7, shared_expert_intermediate_size=9,
-  )  # fmt: skip
+    vocab_size=40,
+    hidden_size=predictor.hidden_size,
+    intermediate_size=14,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=6,
+    mrope_section=(1, 1, 1),
+    num_experts=3,
+    num_experts_per_tok=2,
+    moe_intermediate_size=7,
+    shared_expert_intermediate_size=9,
+  )
   return TalkerConfig(
-    text, predictor, groups, thinker_hidden_size=11, accept_hidden_layer=1, codec_pad_id=30, codec_bos_id=31,
-    codec_eos_token_id=32, codec_nothink_id=33, codec_think_bos_id=34, codec_think_eos_id=35,
-  )  # fmt: skip
+    text,
+    predictor,
+    groups,
+    thinker_hidden_size=11,
+    accept_hidden_layer=1,
+    codec_pad_id=30,
+    codec_bos_id=31,
+    codec_eos_token_id=32,
+    codec_nothink_id=33,
+    codec_think_bos_id=34,
+    codec_think_eos_id=35,
+  )
 
 
-CONFIGS = pytest.mark.parametrize('cfg', [
-  talker_config(TextConfig(
-    vocab_size=31, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8), 5),
-  talker_config(TextConfig(
-    vocab_size=53, hidden_size=24, intermediate_size=18, num_hidden_layers=5, num_attention_heads=3,
-    num_key_value_heads=3, head_dim=10, rope_theta=1e4), 16),
-], ids=['five_codes', 'sixteen_codes'])  # fmt: skip
+CONFIGS = pytest.mark.parametrize(
+  'cfg',
+  [
+    talker_config(
+      TextConfig(
+        vocab_size=31,
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+      ),
+      5,
+    ),
+    talker_config(
+      TextConfig(
+        vocab_size=53,
+        hidden_size=24,
+        intermediate_size=18,
+        num_hidden_layers=5,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=10,
+        rope_theta=1e4,
+      ),
+      16,
+    ),
+  ],
+  ids=['five_codes', 'sixteen_codes'],
+)
 
 
 def inputs(cfg, batch, seed=0):
@@ -109,8 +150,6 @@ def test_the_module_is_the_function_over_its_own_parameters():
   module = cp.CodePredictor(cfg)
   variables = jax.jit(module.init)(jax.random.key(0), hidden, embedding, codes)
   got = jax.jit(module.apply)(variables, hidden, embedding, codes)
-  want = jax.jit(lambda p, h, e, c: cp.code_predictor_forward(p, cfg, h, e, c))(
-    variables['params'], hidden, embedding, codes
-  )
+  want = jax.jit(lambda p, h, e, c: cp.code_predictor_forward(p, cfg, h, e, c))(variables['params'], hidden, embedding, codes)
   np.testing.assert_array_equal(got, want)
   assert got.shape == (3, 4, cfg.code_predictor.vocab_size)

@@ -11,10 +11,15 @@ from qwen3_omni_jax.sharding import make_mesh
 from tests.models.training_step import assert_same_step, config, params_and_batch, step, step_on
 
 MESHES = {
-  'dp8': ({'data': 8}, 1), 'fsdp8': ({'fsdp': 8}, 1), 'ep8': ({'expert': 8}, 1), 'ep4 fsdp2': ({'expert': 4, 'fsdp': 2}, 1),
-  'tp4 fsdp2': ({'tensor': 4, 'fsdp': 2}, 1), 'cp2 ep4': ({'context': 2, 'expert': 4}, 1),
-  'dp2 fsdp2 ep2': ({'data': 2, 'fsdp': 2, 'expert': 2}, 1), '2 slices': ({'data': 2, 'fsdp': 2, 'expert': 2}, 2),
-}  # fmt: skip
+  'dp8': ({'data': 8}, 1),
+  'fsdp8': ({'fsdp': 8}, 1),
+  'ep8': ({'expert': 8}, 1),
+  'ep4 fsdp2': ({'expert': 4, 'fsdp': 2}, 1),
+  'tp4 fsdp2': ({'tensor': 4, 'fsdp': 2}, 1),
+  'cp2 ep4': ({'context': 2, 'expert': 4}, 1),
+  'dp2 fsdp2 ep2': ({'data': 2, 'fsdp': 2, 'expert': 2}, 1),
+  '2 slices': ({'data': 2, 'fsdp': 2, 'expert': 2}, 2),
+}
 
 
 @pytest.fixture(scope='module')

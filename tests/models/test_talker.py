@@ -18,33 +18,85 @@ from tests.models.speech_reference import ref, talker_pair
 
 TOLERANCE = 5e-5  # of the largest magnitude; float32, sums in another order
 IDS = dict(
-  codec_pad_id=1050, codec_bos_id=1051, codec_eos_token_id=1052, codec_nothink_id=1055, codec_think_bos_id=1056,
-  codec_think_eos_id=1057, speaker_id=(('ann', 1060), ('bob', 1061)),
-)  # fmt: skip
+  codec_pad_id=1050,
+  codec_bos_id=1051,
+  codec_eos_token_id=1052,
+  codec_nothink_id=1055,
+  codec_think_bos_id=1056,
+  codec_think_eos_id=1057,
+  speaker_id=(('ann', 1060), ('bob', 1061)),
+)
 
 
 def config(text: dict, predictor: dict, groups: int, width: int) -> TalkerConfig:
   return TalkerConfig(
-    TextConfig(vocab_size=1064, mrope_section=(3, 2, 1), **text), TextConfig(**predictor), groups,
-    thinker_hidden_size=width, accept_hidden_layer=1, **IDS,
-  )  # fmt: skip
+    TextConfig(vocab_size=1064, mrope_section=(3, 2, 1), **text),
+    TextConfig(**predictor),
+    groups,
+    thinker_hidden_size=width,
+    accept_hidden_layer=1,
+    **IDS,
+  )
 
 
-CONFIGS = pytest.mark.parametrize('cfg', [
-  config(
-    dict(hidden_size=20, intermediate_size=14, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-         head_dim=12, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=8, shared_expert_intermediate_size=9),
-    dict(vocab_size=31, hidden_size=20, intermediate_size=18, num_hidden_layers=2, num_attention_heads=3,
-         num_key_value_heads=1, head_dim=8),
-    5, 16),
-  config(
-    dict(hidden_size=24, intermediate_size=30, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3,
-         head_dim=12, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=12,
-         shared_expert_intermediate_size=6, norm_topk_prob=False, rope_theta=1e4),
-    dict(vocab_size=45, hidden_size=24, intermediate_size=22, num_hidden_layers=1, num_attention_heads=2,
-         num_key_value_heads=2, head_dim=10),
-    16, 18),
-], ids=['five_codes', 'sixteen_codes'])  # fmt: skip
+CONFIGS = pytest.mark.parametrize(
+  'cfg',
+  [
+    config(
+      dict(
+        hidden_size=20,
+        intermediate_size=14,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=9,
+      ),
+      dict(
+        vocab_size=31,
+        hidden_size=20,
+        intermediate_size=18,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=8,
+      ),
+      5,
+      16,
+    ),
+    config(
+      dict(
+        hidden_size=24,
+        intermediate_size=30,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=12,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=12,
+        shared_expert_intermediate_size=6,
+        norm_topk_prob=False,
+        rope_theta=1e4,
+      ),
+      dict(
+        vocab_size=45,
+        hidden_size=24,
+        intermediate_size=22,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=10,
+      ),
+      16,
+      18,
+    ),
+  ],
+  ids=['five_codes', 'sixteen_codes'],
+)
 
 
 class Turn:
@@ -60,19 +112,13 @@ class Turn:
 
 def reference_prompt(module, cfg: TalkerConfig, turn: Turn, speaker: int):
   """(prompt embeddings, trailing text rows, tts_pad row), by the reference's own functions."""
-  top = types.SimpleNamespace(
-    config=types.SimpleNamespace(talker_config=module.config, tts_pad_token_id=0), talker=module
-  )
+  top = types.SimpleNamespace(config=types.SimpleNamespace(talker_config=module.config, tts_pad_token_id=0), talker=module)
   as_torch = lambda x: torch.tensor(x)[None]
   parts = ref.Qwen3OmniMoeForConditionalGeneration
-  user = parts._get_talker_user_parts(
-    top, 0, len(turn.user), as_torch(turn.media), as_torch(turn.tap), as_torch(turn.user)
-  )
+  user = parts._get_talker_user_parts(top, 0, len(turn.user), as_torch(turn.media), as_torch(turn.tap), as_torch(turn.user))
   bos, eos, pad = module.text_projection(as_torch(turn.special)).chunk(3, dim=1)
   assistant = as_torch(np.concatenate([turn.header, turn.reply]))
-  opening, _, trailing = parts._get_talker_assistant_parts(
-    top, 0, assistant.shape[1], speaker, assistant, pad, bos, eos
-  )
+  opening, _, trailing = parts._get_talker_assistant_parts(top, 0, assistant.shape[1], speaker, assistant, pad, bos, eos)
   return torch.cat([user, opening], dim=1), trailing, pad
 
 
@@ -171,12 +217,19 @@ def test_40_greedy_frames_equal_the_reference_generate(cfg):
   with torch.no_grad():
     embeds, trailing, tts_pad = reference_prompt(module, cfg, turn, 1060)
     out = module.generate(
-      inputs_embeds=embeds, trailing_text_hidden=trailing, tts_pad_embed=tts_pad,
+      inputs_embeds=embeds,
+      trailing_text_hidden=trailing,
+      tts_pad_embed=tts_pad,
       talker_input_ids=torch.zeros(embeds.shape[:2], dtype=torch.long),
-      attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long), max_new_tokens=frames + 1, do_sample=False,
-      repetition_penalty=1.3, suppress_tokens=banned, eos_token_id=9999, output_hidden_states=True,
+      attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+      max_new_tokens=frames + 1,
+      do_sample=False,
+      repetition_penalty=1.3,
+      suppress_tokens=banned,
+      eos_token_id=9999,
+      output_hidden_states=True,
       return_dict_in_generate=True,
-    )  # fmt: skip
+    )
   want = torch.stack([h[-1] for h in out.hidden_states if h[-1] is not None], dim=1).numpy()
   prompt, text = our_prompt(params, cfg, [turn], [1060], 9, 6)
   positions = plain_positions(*prompt.segment.shape)
@@ -202,9 +255,7 @@ def test_rows_of_a_batch_equal_each_alone():
 def test_an_empty_reply_is_the_end_of_text_at_once():
   cfg = CONFIGS.args[1][0]
   _, params, _ = talker_pair(cfg, seed=9)
-  text = tk.text_track(
-    params, np.ones((1, 2, 16), np.float32), np.array([0], np.int32), np.eye(3, 16, dtype=np.float32)
-  )
+  text = tk.text_track(params, np.ones((1, 2, 16), np.float32), np.array([0], np.int32), np.eye(3, 16, dtype=np.float32))
   np.testing.assert_array_equal(text.row(jnp.array([0])), text.eos[None])
   np.testing.assert_array_equal(text.row(jnp.array([1])), text.pad[None])
 

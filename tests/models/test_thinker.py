@@ -26,10 +26,19 @@ B, T, D, SLOTS = 3, 11, 24, 16
 
 def config(layers=5, shared=0) -> ThinkerConfig:
   text = TextConfig(
-    vocab_size=50, hidden_size=D, intermediate_size=9, num_hidden_layers=layers, num_attention_heads=6,
-    num_key_value_heads=2, head_dim=8, mrope_section=(2, 1, 1), num_experts=7, num_experts_per_tok=2,
-    moe_intermediate_size=10, shared_expert_intermediate_size=shared,
-  )  # fmt: skip
+    vocab_size=50,
+    hidden_size=D,
+    intermediate_size=9,
+    num_hidden_layers=layers,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=8,
+    mrope_section=(2, 1, 1),
+    num_experts=7,
+    num_experts_per_tok=2,
+    moe_intermediate_size=10,
+    shared_expert_intermediate_size=shared,
+  )
   ids = dict(vision_start_token_id=1, vision_end_token_id=2, audio_end_token_id=3)
   return ThinkerConfig(AudioConfig(output_dim=D), VisionConfig(out_hidden_size=D), text, **ids)
 
@@ -147,9 +156,10 @@ def test_compile_time_is_flat_in_depth():
     params = jax.eval_shape(lambda: init_params(thinker_spec(cfg), jax.random.key(0)))
     cache = jax.eval_shape(lambda: init_cache(cfg.text, 1, 32, jnp.float32))
     tokens = ThinkerTokens(
-      jax.ShapeDtypeStruct((1, 16), jnp.int32), jax.ShapeDtypeStruct((3, 1, 16), jnp.float32),
       jax.ShapeDtypeStruct((1, 16), jnp.int32),
-    )  # fmt: skip
+      jax.ShapeDtypeStruct((3, 1, 16), jnp.float32),
+      jax.ShapeDtypeStruct((1, 16), jnp.int32),
+    )
     run = lambda p, t, c: thinker_prefill(p, cfg, t, Features(), c)
     started = time.process_time()  # not the clock: whatever else the machine does is not counted
     jax.jit(run).lower(params, tokens, cache).compile()

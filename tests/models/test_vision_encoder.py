@@ -16,11 +16,29 @@ from qwen3_omni_jax.nn.params import abstract_params, count, init_params
 TOLERANCE = 5e-5  # of the largest magnitude: float32 rounding through a few layers, summed in another order
 
 CONFIGS = (
-  VisionConfig(depth=5, hidden_size=36, intermediate_size=50, num_heads=3, patch_size=4, out_hidden_size=22,
-               num_position_embeddings=49, deepstack_visual_indexes=(0, 2, 3)),
-  VisionConfig(depth=4, hidden_size=40, intermediate_size=58, num_heads=2, in_channels=2, patch_size=6,
-               temporal_patch_size=3, out_hidden_size=26, num_position_embeddings=121, deepstack_visual_indexes=(1, 3)),
-)  # fmt: skip
+  VisionConfig(
+    depth=5,
+    hidden_size=36,
+    intermediate_size=50,
+    num_heads=3,
+    patch_size=4,
+    out_hidden_size=22,
+    num_position_embeddings=49,
+    deepstack_visual_indexes=(0, 2, 3),
+  ),
+  VisionConfig(
+    depth=4,
+    hidden_size=40,
+    intermediate_size=58,
+    num_heads=2,
+    in_channels=2,
+    patch_size=6,
+    temporal_patch_size=3,
+    out_hidden_size=26,
+    num_position_embeddings=121,
+    deepstack_visual_indexes=(1, 3),
+  ),
+)
 
 
 def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +164,16 @@ def test_remat_keeps_one_activation_a_layer():
   """The deepstack slots ride along in the scan, but no layer's copy of them is kept for the backward pass."""
 
   def working_bytes(depth, levels):
-    cfg = VisionConfig(depth=depth, hidden_size=64, intermediate_size=96, num_heads=4, patch_size=4, out_hidden_size=32,
-                       num_position_embeddings=49, deepstack_visual_indexes=tuple(range(levels)))  # fmt: skip
+    cfg = VisionConfig(
+      depth=depth,
+      hidden_size=64,
+      intermediate_size=96,
+      num_heads=4,
+      patch_size=4,
+      out_hidden_size=32,
+      num_position_embeddings=49,
+      deepstack_visual_indexes=tuple(range(levels)),
+    )
     arguments = frames_of(patches_of(cfg, [(1, 32, 32)]), [(1, 32, 32)])
     loss = lambda params: sum(jnp.sum(x) for x in encode_vision(params, cfg, *arguments, remat=True))
     compiled = jax.jit(jax.grad(loss)).lower(abstract_params(vision_spec(cfg))).compile()
@@ -162,8 +188,16 @@ def test_compile_time_work_is_flat_in_depth():
   """Layers are scanned: the program of 24 layers is the program of 6."""
 
   def instructions(depth):
-    cfg = VisionConfig(depth=depth, hidden_size=24, intermediate_size=28, num_heads=2, patch_size=4, out_hidden_size=20,
-                       num_position_embeddings=49, deepstack_visual_indexes=(1, 3, 5))  # fmt: skip
+    cfg = VisionConfig(
+      depth=depth,
+      hidden_size=24,
+      intermediate_size=28,
+      num_heads=2,
+      patch_size=4,
+      out_hidden_size=20,
+      num_position_embeddings=49,
+      deepstack_visual_indexes=(1, 3, 5),
+    )
     arguments = frames_of(patches_of(cfg, [(1, 4, 6)]), [(1, 4, 6)])
     return encode.lower(abstract_params(vision_spec(cfg)), cfg, *arguments).as_text().count('\n')
 
@@ -183,8 +217,16 @@ def test_bfloat16_stays_near_float32():
 
 
 def test_without_deepstack_there_are_no_levels():
-  cfg = VisionConfig(depth=2, hidden_size=24, intermediate_size=28, num_heads=2, patch_size=4, out_hidden_size=20,
-                     num_position_embeddings=49, deepstack_visual_indexes=())  # fmt: skip
+  cfg = VisionConfig(
+    depth=2,
+    hidden_size=24,
+    intermediate_size=28,
+    num_heads=2,
+    patch_size=4,
+    out_hidden_size=20,
+    num_position_embeddings=49,
+    deepstack_visual_indexes=(),
+  )
   grids = [(1, 4, 6)]
   params = init_params(vision_spec(cfg), jax.random.key(0))
   features, deepstack = encode(params, cfg, *frames_of(patches_of(cfg, grids), grids))

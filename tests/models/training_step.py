@@ -56,13 +56,18 @@ def params_and_batch(parts=PARTS):
   batch = {
     'ids': rng.integers(0, 96, (B, T)).astype(np.int32),
     'positions': np.broadcast_to(np.arange(T, dtype=np.float32), (3, B, T)).copy(),
-    'segment': segment, 'audio_index': index[0], 'visual_index': index[1],
+    'segment': segment,
+    'audio_index': index[0],
+    'visual_index': index[1],
     'mel': rng.standard_normal((WINDOWS, 200, 128), dtype=np.float32),
-    'frames': np.full(WINDOWS, 200, np.int32), 'conv_frames': np.full(WINDOWS, 100, np.int32),
+    'frames': np.full(WINDOWS, 200, np.int32),
+    'conv_frames': np.full(WINDOWS, 100, np.int32),
     'patches': rng.standard_normal((FRAMES, 16, cfg.thinker.vision.patch_dim), dtype=np.float32),
-    'rows': rows, 'cols': cols, 'side': np.full(FRAMES, 4, np.int32),
+    'rows': rows,
+    'cols': cols,
+    'side': np.full(FRAMES, 4, np.int32),
     'codes': rng.standard_normal((B, T, cfg.talker.text.hidden_size), dtype=np.float32),
-  }  # fmt: skip
+  }
   return params, batch
 
 
@@ -71,9 +76,15 @@ def loss(params, batch, cfg):
   thinker = cfg.thinker
   audio = encode_audio(params['audio'], thinker.audio, batch['mel'], batch['frames'], batch['conv_frames'])
   visual, deepstack = encode_vision(
-    params['vision'], thinker.vision, batch['patches'], batch['rows'], batch['cols'], batch['side'], batch['side'],
+    params['vision'],
+    thinker.vision,
+    batch['patches'],
+    batch['rows'],
+    batch['cols'],
+    batch['side'],
+    batch['side'],
     batch['side'] ** 2,
-  )  # fmt: skip
+  )
   flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
   tokens = ThinkerTokens(batch['ids'], batch['positions'], batch['segment'], batch['audio_index'], batch['visual_index'])
   out, _ = thinker_forward(params['thinker'], thinker, tokens, Features(flat(audio), flat(visual), flat(deepstack)))

@@ -28,10 +28,12 @@ def by_hand(q, k, v, *, causal, window):
   out = np.zeros_like(q)
   for b in range(B):
     for t in range(T):
-      seen = np.array([
-        Q_SEGMENT[b, t] == K_SEGMENT[b, s] != 0 and not (causal and s > t) and not (window and t - s >= window)
-        for s in range(S)
-      ])
+      seen = np.array(
+        [
+          Q_SEGMENT[b, t] == K_SEGMENT[b, s] != 0 and not (causal and s > t) and not (window and t - s >= window)
+          for s in range(S)
+        ]
+      )
       for n in range(N) if seen.any() else ():
         scores = k[b, seen, n // (N // K)] @ q[b, t, n] / H**0.5
         weights = np.exp(scores - scores.max())
@@ -43,9 +45,7 @@ def by_hand(q, k, v, *, causal, window):
 @pytest.mark.parametrize(('causal', 'window'), [(False, None), (True, None), (True, 7)])
 def test_attention_is_softmax_over_what_each_query_may_see(qkv, backend, causal, window, monkeypatch):
   monkeypatch.setattr(blockwise, 'BLOCK', 16)
-  out = A.attention(
-    *qkv, q_segment=Q_SEGMENT, k_segment=K_SEGMENT, causal=causal, window=window, backend=backend
-  )
+  out = A.attention(*qkv, q_segment=Q_SEGMENT, k_segment=K_SEGMENT, causal=causal, window=window, backend=backend)
   np.testing.assert_allclose(out, by_hand(*qkv, causal=causal, window=window), atol=2e-6)  # float32 sums of 60 terms
   assert not np.any(out[:, 45:])  # padding
 

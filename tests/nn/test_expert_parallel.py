@@ -17,8 +17,13 @@ from qwen3_omni_jax.nn.params import abstract_params, init_params, stack
 from qwen3_omni_jax.sharding import make_mesh, param_shardings
 
 D, F, E, A = 12, 8, 16, 3
-MESHES = {'expert=8': {'expert': 8}, 'expert=4,fsdp=2': {'fsdp': 2, 'expert': 4}, 'tensor=2,expert=4': {'expert': 4, 'tensor': 2},
-          'context=2,expert=4': {'expert': 4, 'context': 2}, 'data=8': {'data': 8}}  # fmt: skip
+MESHES = {
+  'expert=8': {'expert': 8},
+  'expert=4,fsdp=2': {'fsdp': 2, 'expert': 4},
+  'tensor=2,expert=4': {'expert': 4, 'tensor': 2},
+  'context=2,expert=4': {'expert': 4, 'context': 2},
+  'data=8': {'data': 8},
+}
 
 
 @pytest.fixture(autouse=True)

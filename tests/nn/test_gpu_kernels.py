@@ -27,20 +27,29 @@ def cached(T, slots, group, heads, filled, new, width=16, layers=2):
 
 
 @pytest.mark.parametrize('programs', [1, 264], ids=['whole rows', 'keys divided'])
-@pytest.mark.parametrize(('T', 'slots', 'group', 'filled', 'new'), [
-  (1, 300, 4, (5, 299, 17, 0), (1, 1, 0, 1)),  # decode; the third row is idle
-  (40, 200, 3, (0, 160), (40, 27)),  # a piece of a prompt: more than one tile of queries
-], ids=['decode', 'piece'])  # fmt: skip
+@pytest.mark.parametrize(
+  ('T', 'slots', 'group', 'filled', 'new'),
+  [
+    (1, 300, 4, (5, 299, 17, 0), (1, 1, 0, 1)),  # decode; the third row is idle
+    (40, 200, 3, (0, 160), (40, 27)),  # a piece of a prompt: more than one tile of queries
+  ],
+  ids=['decode', 'piece'],
+)
 def test_attention_to_a_cache_equals_attention_to_a_copy_of_its_layer(monkeypatch, programs, T, slots, group, filled, new):
   monkeypatch.setattr(cached_attention, 'PROGRAMS', programs)
   q, cache, filled, new = cached(T, slots, group, 2, filled, new)
   got = jax.jit(cached_attention.cached_attention)(q, cache, jnp.int32(1), filled, new)
   count, B = jnp.arange(slots), len(filled)
   expected = attention(
-    q, cache.k[1].swapaxes(1, 2), cache.v[1].swapaxes(1, 2), causal=True, q_index=filled[:, None] + jnp.arange(T),
-    q_segment=(jnp.arange(T)[None] < new[:, None]).astype(jnp.int32), k_index=jnp.broadcast_to(count, (B, slots)),
+    q,
+    cache.k[1].swapaxes(1, 2),
+    cache.v[1].swapaxes(1, 2),
+    causal=True,
+    q_index=filled[:, None] + jnp.arange(T),
+    q_segment=(jnp.arange(T)[None] < new[:, None]).astype(jnp.int32),
+    k_index=jnp.broadcast_to(count, (B, slots)),
     k_segment=(count[None] < (filled + new)[:, None]).astype(jnp.int32),
-  )  # fmt: skip
+  )
   np.testing.assert_allclose(got, expected, atol=2e-6)
 
 
@@ -89,8 +98,9 @@ PACKED = jnp.where(jnp.arange(256) < 240, CUTS, 0)[None].repeat(2, 0)
 SCATTERED = jnp.where(jnp.arange(256) % 2 == 0, 1, 2)[None].repeat(2, 0)
 
 
-@pytest.mark.parametrize('segment', [one_segment(256, 256), one_segment(256, 200), PACKED, SCATTERED],
-                         ids=['whole', 'padded', 'packed', 'scattered'])  # fmt: skip
+@pytest.mark.parametrize(
+  'segment', [one_segment(256, 256), one_segment(256, 200), PACKED, SCATTERED], ids=['whole', 'padded', 'packed', 'scattered']
+)
 def test_cudnn_without_a_mask_equals_dense(segment):
   """Each of its ways, forward and backward. Off a GPU, XLA's own attention and blocks stand in for cuDNN."""
   on_gpu = jax.default_backend() == 'gpu'

@@ -23,15 +23,31 @@ def released() -> dict[str, Param]:
   return dict(leaves(omni_spec(load_config(ROOT / 'configs' / 'model' / 'instruct.json'))))
 
 
-@pytest.mark.parametrize(('path', 'axes'), [
-  ('thinker/layers/attn/q', (1,)), ('thinker/layers/attn/o', (1, 2)), ('thinker/layers/moe/experts/gate', (2,)),
-  ('thinker/layers/moe/experts/down', (2,)), ('thinker/head', (0,)), ('talker/layers/moe/shared/up', (1,)),
-  ('audio/layers/attn/o/kernel', (1, 2)), ('audio/conv_out/kernel', (0, 1)), ('vision/layers/attn/qkv/kernel', (1,)),
-  ('vision/deepstack/up/kernel', (1,)), ('talker/text_projection/fc1/kernel', (0,)),
-  ('thinker/embed', ()), ('thinker/layers/moe/router', ()), ('thinker/layers/attn_norm', ()), ('audio/conv1/kernel', ()),
-  ('talker/layers/moe/shared_gate', ()), ('code_predictor/layers/attn/q', ()), ('code2wav/layers/attn/q', ()),
-  ('audio/layers/attn/q/bias', ()), ('vision/positions', ()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('path', 'axes'),
+  [
+    ('thinker/layers/attn/q', (1,)),
+    ('thinker/layers/attn/o', (1, 2)),
+    ('thinker/layers/moe/experts/gate', (2,)),
+    ('thinker/layers/moe/experts/down', (2,)),
+    ('thinker/head', (0,)),
+    ('talker/layers/moe/shared/up', (1,)),
+    ('audio/layers/attn/o/kernel', (1, 2)),
+    ('audio/conv_out/kernel', (0, 1)),
+    ('vision/layers/attn/qkv/kernel', (1,)),
+    ('vision/deepstack/up/kernel', (1,)),
+    ('talker/text_projection/fc1/kernel', (0,)),
+    ('thinker/embed', ()),
+    ('thinker/layers/moe/router', ()),
+    ('thinker/layers/attn_norm', ()),
+    ('audio/conv1/kernel', ()),
+    ('talker/layers/moe/shared_gate', ()),
+    ('code_predictor/layers/attn/q', ()),
+    ('code2wav/layers/attn/q', ()),
+    ('audio/layers/attn/q/bias', ()),
+    ('vision/positions', ()),
+  ],
+)
 def test_matrices_are_scaled_per_output(released, path, axes):
   assert summed_axes(path, released[path]) == axes
 

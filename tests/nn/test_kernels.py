@@ -16,15 +16,24 @@ def shapes(T, N, K, H, dtype=jnp.bfloat16):
   return jax.ShapeDtypeStruct((2, T, N, H), dtype), jax.ShapeDtypeStruct((2, T, K, H), dtype)
 
 
-@pytest.mark.parametrize(('here', 'heads', 'length', 'plain', 'chosen'), [
-  ('cpu', (32, 4, 128), 1024, True, 'dense'), ('cpu', (32, 4, 128), 4096, True, 'blockwise'),
-  ('tpu', (32, 4, 128), 4096, True, 'splash'), ('tpu', (20, 20, 64), 1024, True, 'splash'),
-  ('tpu', (16, 16, 72), 1024, True, 'dense'), ('tpu', (16, 16, 72), 4096, True, 'blockwise'),
-  ('tpu', (32, 4, 128), 1024, False, 'dense'), ('tpu', (32, 4, 128), 104, True, 'dense'),
-  ('gpu', (32, 4, 128), 1024, True, 'cudnn'), ('gpu', (16, 16, 72), 1024, True, 'cudnn'),
-  ('gpu', (32, 4, 128), 1023, True, 'dense'), ('gpu', (32, 4, 128), 8192, True, 'cudnn'),
-  ('gpu', (32, 4, 128), 32768, True, 'blockwise'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('here', 'heads', 'length', 'plain', 'chosen'),
+  [
+    ('cpu', (32, 4, 128), 1024, True, 'dense'),
+    ('cpu', (32, 4, 128), 4096, True, 'blockwise'),
+    ('tpu', (32, 4, 128), 4096, True, 'splash'),
+    ('tpu', (20, 20, 64), 1024, True, 'splash'),
+    ('tpu', (16, 16, 72), 1024, True, 'dense'),
+    ('tpu', (16, 16, 72), 4096, True, 'blockwise'),
+    ('tpu', (32, 4, 128), 1024, False, 'dense'),
+    ('tpu', (32, 4, 128), 104, True, 'dense'),
+    ('gpu', (32, 4, 128), 1024, True, 'cudnn'),
+    ('gpu', (16, 16, 72), 1024, True, 'cudnn'),
+    ('gpu', (32, 4, 128), 1023, True, 'dense'),
+    ('gpu', (32, 4, 128), 8192, True, 'cudnn'),
+    ('gpu', (32, 4, 128), 32768, True, 'blockwise'),
+  ],
+)
 def test_attention_by_platform_and_shape(monkeypatch, here, heads, length, plain, chosen):
   monkeypatch.setattr(kernels, 'platform', lambda: here)
   assert kernels.attention_kernel(*shapes(length, *heads), plain_mask=plain) == chosen

@@ -61,11 +61,16 @@ def kernel_calls(compiled) -> int:
     return -1
 
 
-@pytest.mark.parametrize(('chip', 'shape', 'part'), [
-  ('v5e', {'context': 2, 'fsdp': 2}, 'Thinker'), ('v5e', {'data': 2, 'tensor': 2}, 'Talker'),
-  ('v5e', {'context': 2, 'fsdp': 2}, 'AuT'), ('v6e', {'context': 2, 'fsdp': 2}, 'Thinker'),
-  ('v5p', {'data': 2, 'tensor': 2}, 'Thinker'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('chip', 'shape', 'part'),
+  [
+    ('v5e', {'context': 2, 'fsdp': 2}, 'Thinker'),
+    ('v5e', {'data': 2, 'tensor': 2}, 'Talker'),
+    ('v5e', {'context': 2, 'fsdp': 2}, 'AuT'),
+    ('v6e', {'context': 2, 'fsdp': 2}, 'Thinker'),
+    ('v5p', {'data': 2, 'tensor': 2}, 'Thinker'),
+  ],
+)
 def test_splash_compiles(chip, shape, part):
   N, K, H, causal = HEADS[part]
   B, T = 4, 1024
@@ -82,11 +87,16 @@ def test_splash_compiles(chip, shape, part):
     assert kernel_calls(compiled) == 3  # forward, and two backward
 
 
-@pytest.mark.parametrize(('chip', 'form'), [
-  ('v5e', 'megablox'),
-  pytest.param('v6e', 'megablox', marks=pytest.mark.slow), pytest.param('v5p', 'megablox', marks=pytest.mark.slow),
-  pytest.param('v5e', 'tokamax', marks=pytest.mark.slow), pytest.param('v6e', 'tokamax', marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('chip', 'form'),
+  [
+    ('v5e', 'megablox'),
+    pytest.param('v6e', 'megablox', marks=pytest.mark.slow),
+    pytest.param('v5p', 'megablox', marks=pytest.mark.slow),
+    pytest.param('v5e', 'tokamax', marks=pytest.mark.slow),
+    pytest.param('v6e', 'tokamax', marks=pytest.mark.slow),
+  ],
+)
 def test_grouped_matmuls_compile(chip, form):
   """At the Thinker's widths, with ragged all-to-all around them."""
   spec = moe_spec(2048, 768, 8)

@@ -15,8 +15,7 @@ def make_media(folder, samples) -> dict[str, str]:
   soundfile.write(folder / 'long.wav', noise, 16_000)
   Image.fromarray(shapes(90, 170, 0.8)).save(folder / 'wide.png')
   paths = {name: str(path) for name, path in samples.items()}
-  return paths | {name: str(folder / file) for name, file in
-                  (('short', 'short.wav'), ('long', 'long.wav'), ('wide', 'wide.png'))}  # fmt: skip
+  return paths | {name: str(folder / file) for name, file in (('short', 'short.wav'), ('long', 'long.wav'), ('wide', 'wide.png'))}
 
 
 def conversations(media: dict[str, str]) -> dict[str, tuple[list, bool]]:

@@ -26,10 +26,21 @@ def our_tokens(pair, rows) -> np.ndarray:
   return np.asarray(last.state.output)[: len(rows), :TOKENS]
 
 
-@pytest.mark.parametrize('case', [
-  'text', 'one audio', 'two audios, padded', 'audio over 30 s', 'image', 'two images', 'video', 'audio in video',
-  'image + video', 'mixed, several turns',
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'case',
+  [
+    'text',
+    'one audio',
+    'two audios, padded',
+    'audio over 30 s',
+    'image',
+    'two images',
+    'video',
+    'audio in video',
+    'image + video',
+    'mixed, several turns',
+  ],
+)
 def test_greedy_tokens_equal_the_reference(pair, conversations, case):
   messages, hear = conversations[case]
   batch = pair.theirs.inputs([messages], hear)

@@ -44,7 +44,11 @@ def their_positions(pair, batch, hear: bool) -> list[np.ndarray]:
     positions = (mask.cumsum(-1) - 1).float().expand(3, -1, -1)
   else:
     positions, _ = pair.theirs.model.thinker.get_rope_index(
-      batch['input_ids'], **grids, attention_mask=mask, use_audio_in_video=hear, audio_seqlens=frames,
+      batch['input_ids'],
+      **grids,
+      attention_mask=mask,
+      use_audio_in_video=hear,
+      audio_seqlens=frames,
       second_per_grids=None if seconds is None else torch.as_tensor(seconds),
-    )  # fmt: skip
+    )
   return [np.stack(split_rows(positions[:, b], mask[b].expand(3, -1))) for b in range(len(mask))]

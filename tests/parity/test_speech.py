@@ -35,16 +35,27 @@ def test_speech_equals_the_reference(pair, conversations, case, monkeypatch):
   try:
     with torch.no_grad():
       ids, wave = model.generate(
-        **batch, use_audio_in_video=hear, speaker='Chelsie', thinker_max_new_tokens=TOKENS, talker_do_sample=False,
-        thinker_eos_token_id=cfg.im_end_token_id, talker_max_new_tokens=FRAMES + 1,
-      )  # fmt: skip
+        **batch,
+        use_audio_in_video=hear,
+        speaker='Chelsie',
+        thinker_max_new_tokens=TOKENS,
+        talker_do_sample=False,
+        thinker_eos_token_id=cfg.im_end_token_id,
+        talker_max_new_tokens=FRAMES + 1,
+      )
   finally:
     model.code2wav.chunked_decode = decode
     hook.remove()
   reply = pair.ours.generate(
-    [messages], audio_in_video=hear, max_new_tokens=TOKENS, speech=True, speaker='Chelsie', talker_temperature=0,
-    max_frames=FRAMES, reference_exact=True,
-  )[0]  # fmt: skip
+    [messages],
+    audio_in_video=hear,
+    max_new_tokens=TOKENS,
+    speech=True,
+    speaker='Chelsie',
+    talker_temperature=0,
+    max_frames=FRAMES,
+    reference_exact=True,
+  )[0]
   np.testing.assert_array_equal(reply.token_ids, ids[0, batch['input_ids'].shape[1] :])
   codes = seen[0][0].T
   report.equal(f'speech: greedy codes, up to {FRAMES} frames', pair.name, reply.speech.codes, codes[: len(reply.speech.codes)])

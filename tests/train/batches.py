@@ -48,8 +48,10 @@ def batch(seed: int = 0, rows: int = B) -> TrainBatch:
   tokens = ThinkerTokens(
     ids=rng.integers(0, V, (rows, T)).astype(np.int32),
     positions=np.broadcast_to(np.arange(T, dtype=np.float32), (3, rows, T)).copy(),
-    segment=segment, audio_index=index[0], visual_index=index[1],
-  )  # fmt: skip
+    segment=segment,
+    audio_index=index[0],
+    visual_index=index[1],
+  )
   audio = AudioWindows(
     rng.standard_normal((rows, 200, 128), dtype=np.float32), np.full(rows, 200, np.int32), np.full(rows, 100, np.int32)
   )

@@ -22,17 +22,33 @@ from tests.train.records import write_records
 
 STEPS = 24
 SETTINGS = [
-  f'steps={STEPS}', 'mesh=single', 'save.every=3', 'log.every=1', 'log.records=true', 'log.tensorboard=false',
-  'step={dtype: float32, remat: none, encoder_remat: none}', 'optimiser.warmup=2',
+  f'steps={STEPS}',
+  'mesh=single',
+  'save.every=3',
+  'log.every=1',
+  'log.records=true',
+  'log.tensorboard=false',
+  'step={dtype: float32, remat: none, encoder_remat: none}',
+  'optimiser.warmup=2',
   'parts=[{pattern: audio/, lr: 1e-3}, {pattern: thinker/, lr: 1e-3}]',
-]  # fmt: skip
+]
 
 
 def data(file: pathlib.Path, **others) -> str:
-  return 'data=' + json.dumps({
-    'rows': 2, 'length': 96, 'lanes': 2, 'audio_s': 16, 'visual_patches': 256, 'visual_row': 128, 'buffer': 8,
-    'max_image_pixels': 4096, 'sources': [{'path': str(file)}], **others,
-  })  # fmt: skip
+  return 'data=' + json.dumps(
+    {
+      'rows': 2,
+      'length': 96,
+      'lanes': 2,
+      'audio_s': 16,
+      'visual_patches': 256,
+      'visual_row': 128,
+      'buffer': 8,
+      'max_image_pixels': 4096,
+      'sources': [{'path': str(file)}],
+      **others,
+    }
+  )
 
 
 def command(model: pathlib.Path, out: pathlib.Path, *settings: str) -> list[str]:
@@ -120,9 +136,15 @@ def crash(
   rng, env = random.Random(seed), environment(cache)
   records = write_records(folder / 'data')
   seen: dict = {
-    'steps': STEPS, 'runs': 0, 'kills': 0, 'kills_during_a_checkpoint': 0, 'terms': 0, 'term_to_saved_s': [],
-    'term_to_exit_s': [], 'resumed_after': [],
-  }  # fmt: skip
+    'steps': STEPS,
+    'runs': 0,
+    'kills': 0,
+    'kills_during_a_checkpoint': 0,
+    'terms': 0,
+    'term_to_saved_s': [],
+    'term_to_exit_s': [],
+    'resumed_after': [],
+  }
 
   def start(out: pathlib.Path, number: int) -> tuple[int, str, float]:
     code, text, seconds = run_once(command(model, out, *SETTINGS, data(records)), env, out, number, rng)

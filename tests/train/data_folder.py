@@ -38,7 +38,17 @@ def small_config(path: pathlib.Path, media_root: pathlib.Path, **changes) -> Dat
   """Rows small enough that several batches are needed, for the records above."""
   source = SourceConfig(path=str(path), name='all', media_root=str(media_root), ignore=('id',))
   base = {
-    'sources': (source,), 'rows': 2, 'length': 512, 'audio_s': 16, 'visual_patches': 2048, 'visual_row': 1024, 'buffer': 5,
-    'seed': 3, 'threads': 2, 'max_bad': 0, 'max_video_pixels': VIDEO_PIXELS, 'max_image_pixels': 256 * 256,
-  }  # fmt: skip
+    'sources': (source,),
+    'rows': 2,
+    'length': 512,
+    'audio_s': 16,
+    'visual_patches': 2048,
+    'visual_row': 1024,
+    'buffer': 5,
+    'seed': 3,
+    'threads': 2,
+    'max_bad': 0,
+    'max_video_pixels': VIDEO_PIXELS,
+    'max_image_pixels': 256 * 256,
+  }
   return DataConfig(**base | changes)

@@ -102,33 +102,63 @@ def overfit(stage: str, model: pathlib.Path, folder: pathlib.Path, lr: float, st
   from qwen3_omni_jax.weights.load import load_params
 
   records = write_records(folder / f'data-{stage}', kinds)
-  run = read(Run, stage, [
-    f'model={model}', f'out={folder / stage}', 'mesh=single', f'steps={steps}', f'save.every={steps}', 'log.every=20',
-    'log.tensorboard=false', 'step={dtype: float32, remat: none, encoder_remat: none}',
-    'optimiser={warmup: 10, schedule: cosine, final: 0.01, clip: 1.0}',
-    'data=' + json.dumps({
-      'rows': 2, 'length': 512, 'lanes': 1, 'audio_s': 0 if 'audio' not in kinds else 32 if 'image' in kinds else 64,
-      'visual_patches': 768, 'visual_row': 384, 'buffer': RECORDS, 'max_image_pixels': SIDE**2, 'max_video_pixels': SIDE**2,
-      'sources': [{'path': str(records)}],
-    }),
-  ])  # fmt: skip
+  run = read(
+    Run,
+    stage,
+    [
+      f'model={model}',
+      f'out={folder / stage}',
+      'mesh=single',
+      f'steps={steps}',
+      f'save.every={steps}',
+      'log.every=20',
+      'log.tensorboard=false',
+      'step={dtype: float32, remat: none, encoder_remat: none}',
+      'optimiser={warmup: 10, schedule: cosine, final: 0.01, clip: 1.0}',
+      'data='
+      + json.dumps(
+        {
+          'rows': 2,
+          'length': 512,
+          'lanes': 1,
+          'audio_s': 0 if 'audio' not in kinds else 32 if 'image' in kinds else 64,
+          'visual_patches': 768,
+          'visual_row': 384,
+          'buffer': RECORDS,
+          'max_image_pixels': SIDE**2,
+          'max_video_pixels': SIDE**2,
+          'sources': [{'path': str(records)}],
+        }
+      ),
+    ],
+  )
   faster = lambda parts: tuple(dataclasses.replace(part, lr=lr if part.lr else 0.0) for part in parts)
   began = time.perf_counter()
   state = train(dataclasses.replace(run, parts=faster(run.parts), lora=faster(run.lora)))
   before = flat(load_params(model, parts=PARTS))
   changed = [path for path, value in state.frozen.items() if not np.array_equal(np.asarray(value), np.asarray(before[path]))]
   assert not changed, f'frozen, but changed: {changed}'
-  still = [path for path, value in state.trained.items()
-           if path in before and np.array_equal(np.asarray(value), np.asarray(before[path], np.float32))]  # fmt: skip
+  still = [
+    path
+    for path, value in state.trained.items()
+    if path in before and np.array_equal(np.asarray(value), np.asarray(before[path], np.float32))
+  ]
   lines = json_lines(folder / stage / 'metrics.jsonl')
   last = lines[-10:]
   return {
-    'learning_rate': lr, 'steps': steps, 'kinds': list(kinds), 'records_a_step': float(np.mean([x['records'] for x in last])),
-    'first_loss': round(lines[0]['loss'], 4), 'largest_of_last_10_losses': round(max(x['loss'] for x in last), 5),
+    'learning_rate': lr,
+    'steps': steps,
+    'kinds': list(kinds),
+    'records_a_step': float(np.mean([x['records'] for x in last])),
+    'first_loss': round(lines[0]['loss'], 4),
+    'largest_of_last_10_losses': round(max(x['loss'] for x in last), 5),
     'first_step_below': next((x['step'] for x in lines if x['loss'] < BOUND), None),
-    'trained': len(state.trained), 'trained_but_unmoved': still, 'frozen': len(state.frozen), 'frozen_that_changed': 0,
+    'trained': len(state.trained),
+    'trained_but_unmoved': still,
+    'frozen': len(state.frozen),
+    'frozen_that_changed': 0,
     'seconds': round(time.perf_counter() - began),
-  }  # fmt: skip
+  }
 
 
 def main() -> None:

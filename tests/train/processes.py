@@ -85,9 +85,11 @@ def processes(model: pathlib.Path, folder: pathlib.Path) -> dict:
     print(f'{number} processes: {time.perf_counter() - began:.0f} s', file=sys.stderr, flush=True)
   expected = told(outs[1])
   seen = {
-    'steps': STEPS, 'records': check_every_record_once(outs[1], STEPS), 'last_loss': expected[STEPS][0],
+    'steps': STEPS,
+    'records': check_every_record_once(outs[1], STEPS),
+    'last_loss': expected[STEPS][0],
     'largest_difference': {f'{number} processes': difference(outs[number], expected) for number in (2, 4)},
-  }  # fmt: skip
+  }
 
   out = folder / 'parted'
   shutil.rmtree(out, ignore_errors=True)

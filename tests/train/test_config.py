@@ -25,8 +25,12 @@ def test_a_shipped_configuration_is_valid_and_survives_being_written(name):
 def test_every_mistake_is_listed_with_what_was_meant():
   with pytest.raises(ValueError) as error:
     fill(Recipe, {'stepps': 3, 'optimiser': {'warmupp': 1, 'clip': 'much'}, 'parts': [{'lr': 1e-3}]})
-  for text in ("stepps: unknown; did you mean 'steps'", "optimiser.warmupp: unknown; did you mean 'warmup'", 'expected float',
-               'parts[0].pattern: missing'):  # fmt: skip
+  for text in (
+    "stepps: unknown; did you mean 'steps'",
+    "optimiser.warmupp: unknown; did you mean 'warmup'",
+    'expected float',
+    'parts[0].pattern: missing',
+  ):
     assert text in str(error.value)
 
 
@@ -47,13 +51,16 @@ def test_the_first_matching_part_decides_and_the_rest_is_frozen():
   assert {'audio/proj1/kernel', 'thinker/embed', 'vision/positions'} <= set(who.frozen)
 
 
-@pytest.mark.parametrize(('recipe', 'message'), [
-  (Recipe((Part('adio/', 1e-3),)), "'adio/' decide over no parameter"),
-  (Recipe((Part('audio/', 0.0),)), 'nothing is trained'),
-  (Recipe((Part('(', 1e-3),)), 'pattern'),
-  (Recipe(lora=(LoraPart('thinker/embed'),)), 'match no matrix'),
-  (Recipe((Part('thinker/', 1e-3),), (LoraPart('thinker/layers/attn/q'),)), 'both trained and adapted'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('recipe', 'message'),
+  [
+    (Recipe((Part('adio/', 1e-3),)), "'adio/' decide over no parameter"),
+    (Recipe((Part('audio/', 0.0),)), 'nothing is trained'),
+    (Recipe((Part('(', 1e-3),)), 'pattern'),
+    (Recipe(lora=(LoraPart('thinker/embed'),)), 'match no matrix'),
+    (Recipe((Part('thinker/', 1e-3),), (LoraPart('thinker/layers/attn/q'),)), 'both trained and adapted'),
+  ],
+)
 def test_patterns_that_cannot_be_meant_are_refused(recipe, message):
   with pytest.raises(ValueError, match=message):
     roles(batches.config(), recipe)

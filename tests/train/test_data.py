@@ -29,10 +29,13 @@ def mixed(samples, tmp_path_factory):
 
 
 def texts(path, number: int, name: str = 'word'):
-  return write_jsonl(path, [
-    {'messages': [{'role': 'user', 'content': f'{name} {i} ' * (1 + i % 5)}, {'role': 'assistant', 'content': str(i)}]}
-    for i in range(number)
-  ])  # fmt: skip
+  return write_jsonl(
+    path,
+    [
+      {'messages': [{'role': 'user', 'content': f'{name} {i} ' * (1 + i % 5)}, {'role': 'assistant', 'content': str(i)}]}
+      for i in range(number)
+    ],
+  )
 
 
 def text_config(*sources: SourceConfig, **changes) -> DataConfig:
@@ -127,8 +130,10 @@ def test_epochs_are_shuffled_anew_and_each_is_whole(tmp_path, processor):
 
 
 def test_mixtures_keep_their_weights_in_every_lane(tmp_path, processor):
-  sources = [SourceConfig(path=str(texts(tmp_path / f'{name}.jsonl', n, name)), name=name, weight=weight)
-             for name, n, weight in (('rare', 7, 1.0), ('common', 30, 3.0))]  # fmt: skip
+  sources = [
+    SourceConfig(path=str(texts(tmp_path / f'{name}.jsonl', n, name)), name=name, weight=weight)
+    for name, n, weight in (('rare', 7, 1.0), ('common', 30, 3.0))
+  ]
   cfg = text_config(*sources)
   loader = Loader(cfg, processor)
   counts = {'rare': 0, 'common': 0}

@@ -27,10 +27,16 @@ def turn(role, content, **more):
 
 def test_of_several_turns_the_assistants_words_and_their_ends_are_learnt(processor):
   record = {
-    'messages': [turn('system', 'Be brief.'), turn('user', 'One <audio>?'), turn('assistant', ' A disc, said once.'),
-                 turn('user', 'assistant\n and <image>?'), turn('assistant', 'A square.')],
-    'audios': ['melody.wav'], 'images': ['shapes.png'],
-  }  # fmt: skip
+    'messages': [
+      turn('system', 'Be brief.'),
+      turn('user', 'One <audio>?'),
+      turn('assistant', ' A disc, said once.'),
+      turn('user', 'assistant\n and <image>?'),
+      turn('assistant', 'A square.'),
+    ],
+    'audios': ['melody.wav'],
+    'images': ['shapes.png'],
+  }
   assert learnt(record, processor) == [' A disc, said once.<|im_end|>', 'A square.<|im_end|>']
 
 
@@ -38,9 +44,13 @@ def test_the_mask_is_that_of_a_prompt_written_by_hand(processor):
   record = {'messages': [turn('user', 'Hi'), turn('assistant', 'Yo'), turn('user', 'Go'), turn('assistant', 'No')]}
   (example,) = read_record(record, Rules(), processor, Marks.of(processor.cfg, processor.tokenizer))
   ids, mask = [], []
-  for text, wanted in (('<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n', 0), ('Yo<|im_end|>', 1),
-                       ('\n<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\n', 0), ('No<|im_end|>', 1),
-                       ('\n', 0)):  # fmt: skip
+  for text, wanted in (
+    ('<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n', 0),
+    ('Yo<|im_end|>', 1),
+    ('\n<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\n', 0),
+    ('No<|im_end|>', 1),
+    ('\n', 0),
+  ):
     piece = processor.tokenizer.encode(text)
     ids += piece
     mask += [wanted] * len(piece)
@@ -62,15 +72,27 @@ def test_thoughts_are_learnt_unless_told_not_to(processor):
 
 def test_a_turn_can_be_left_out_and_tool_calls_are_learnt(processor):
   call = {'type': 'function', 'function': {'name': 'look', 'arguments': {'at': 'dog'}}}
-  record = {'messages': [turn('user', 'x'), turn('assistant', 'no', loss=False), turn('user', 'y'),
-                         turn('assistant', '', tool_calls=[call]), turn('tool', 'a dog'), turn('assistant', 'Yes.')]}  # fmt: skip
+  record = {
+    'messages': [
+      turn('user', 'x'),
+      turn('assistant', 'no', loss=False),
+      turn('user', 'y'),
+      turn('assistant', '', tool_calls=[call]),
+      turn('tool', 'a dog'),
+      turn('assistant', 'Yes.'),
+    ]
+  }
   first, second = learnt(record, processor)
   assert '"name": "look"' in first and first.endswith('<|im_end|>') and second == 'Yes.<|im_end|>'
 
 
 def test_of_a_document_the_text_and_its_end_are_learnt_but_no_medium(processor):
-  record = {'text': 'A dog <audio>sings in <video>the park.', 'audios': ['melody.wav'], 'videos': ['moving.mp4'],
-            'audio_in_video': True}  # fmt: skip
+  record = {
+    'text': 'A dog <audio>sings in <video>the park.',
+    'audios': ['melody.wav'],
+    'videos': ['moving.mp4'],
+    'audio_in_video': True,
+  }
   assert learnt(record, processor, form='document') == ['A dog ', 'sings in ', 'the park.<|endoftext|>']
   parts = {'content': ['A dog ', {'type': 'audio', 'audio': 'melody.wav'}, {'type': 'text', 'text': 'sings.'}]}
   assert learnt(parts, processor, form='document') == ['A dog ', 'sings.<|endoftext|>']
@@ -100,7 +122,9 @@ def test_a_prompt_that_does_not_match_the_record_is_refused():
   ids = np.array([1, 3, 4, 9, 2, 4])
   assert chat_mask(ids, [True], marks).tolist() == [False, False, False, True, True, False]
   for wrong, count, complaint in (
-    (ids, 2, '1 assistant turns, the record has 2'), (ids[:4], 1, 'no <.im_end.>'), (np.array([1, 3, 8, 2]), 1, 'white space'),
-  ):  # fmt: skip
+    (ids, 2, '1 assistant turns, the record has 2'),
+    (ids[:4], 1, 'no <.im_end.>'),
+    (np.array([1, 3, 8, 2]), 1, 'white space'),
+  ):
     with pytest.raises(ValueError, match=complaint):
       chat_mask(wrong, [True] * count, marks)

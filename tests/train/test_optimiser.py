@@ -23,15 +23,22 @@ MATRICES = {
   'lora/vision/layers/mlp/up/kernel/a': ((1,), (2,)),
   'lora/vision/layers/mlp/up/kernel/b': ((1,), (2,)),
 }
-OTHERS = ('audio/conv1/kernel', 'audio/layers/attn/k/bias', 'thinker/embed', 'thinker/head', 'thinker/layers/attn_norm',
-          'thinker/layers/moe/router')  # fmt: skip
+OTHERS = (
+  'audio/conv1/kernel',
+  'audio/layers/attn/k/bias',
+  'thinker/embed',
+  'thinker/head',
+  'thinker/layers/attn_norm',
+  'thinker/layers/moe/router',
+)
 
 
 def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
   recipe = Recipe(
     parts=tuple(Part(f'{path}$', RATE, DECAY) for path in (*MATRICES, *OTHERS) if not path.startswith('lora/')),
-    lora=(LoraPart('vision/layers/mlp/up', 3, lr=RATE),), optimiser=Optimiser('muon'),
-  )  # fmt: skip
+    lora=(LoraPart('vision/layers/mlp/up', 3, lr=RATE),),
+    optimiser=Optimiser('muon'),
+  )
   who, rng = roles(batches.config(), recipe), np.random.default_rng(0)
   assert set(who.trained) == {*MATRICES, *OTHERS}
   draw = lambda: {path: rng.standard_normal(param.shape, dtype=np.float32) for path, param in who.trained_specs.items()}
@@ -41,10 +48,11 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
   mask = lambda tree: some(decayed, tree)
   axes = {path: MuonDimensionNumbers(*axes) for path, axes in MATRICES.items()}
   theirs = {
-    tuple(MATRICES): muon(RATE, beta=0.95, weight_decay=DECAY, weight_decay_mask=mask, consistent_rms=0.2,
-                          muon_weight_dimension_numbers=axes),
+    tuple(MATRICES): muon(
+      RATE, beta=0.95, weight_decay=DECAY, weight_decay_mask=mask, consistent_rms=0.2, muon_weight_dimension_numbers=axes
+    ),
     OTHERS: optax.adamw(RATE, 0.9, 0.95, 1e-8, weight_decay=DECAY, mask=mask),
-  }  # fmt: skip
+  }
   fast = lambda update: jax.jit(update, compiler_options=batches.FAST_TO_COMPILE)
   expected = dict(params)
   gradients = [draw(), draw()]

@@ -25,9 +25,22 @@ def planned(capsys, *arguments: str) -> tuple[int, dict]:
 def test_a_decode_step_compiles_for_a_tpu_slice(folder, capsys, tmp_path):
   page = tmp_path / 'plan.html'
   code, plan = planned(
-    capsys, '--model', folder, '--job', 'decode', '--topology', 'v5e:2x2', '--strategy', 'data=2,expert=2', '--batch', '4',
-    '--length', '64', '--html', str(page),
-  )  # fmt: skip
+    capsys,
+    '--model',
+    folder,
+    '--job',
+    'decode',
+    '--topology',
+    'v5e:2x2',
+    '--strategy',
+    'data=2,expert=2',
+    '--batch',
+    '4',
+    '--length',
+    '64',
+    '--html',
+    str(page),
+  )
   memory = plan['per_device']
   assert code == 0 and plan['fits'] and plan['memory_source'] == 'compiled' and plan['compile_seconds'] > 0
   assert memory['weights_bytes'] + memory['activations_bytes'] < memory['peak_bytes'] < memory['hbm_bytes']

@@ -22,9 +22,7 @@ from tests.reference import Reference
 from tests.train.batches import FAST_TO_COMPILE
 
 RELATIVE = 1e-4  # of a gradient's norm: float32 sums in another order, through every layer and back
-RECIPE = Recipe(
-  parts=tuple(Part(part, 1e-3) for part in PARTS), step=Step(dtype='float32', remat='none', encoder_remat='none')
-)  # fmt: skip
+RECIPE = Recipe(parts=tuple(Part(part, 1e-3) for part in PARTS), step=Step(dtype='float32', remat='none', encoder_remat='none'))
 
 
 @pytest.fixture(scope='module')
@@ -72,8 +70,9 @@ def of_ours(omni: Omni, rows) -> dict:
   (_, sums), grads = jax.device_get(gradient(trained, {}, batch))
   gradients = {
     name: tensor.to_theirs(grads[tensor.row.ours][tensor.index]) / sums['weight']
-    for name, tensor in published(omni.cfg).items() if tensor.row.ours in grads
-  }  # fmt: skip
+    for name, tensor in published(omni.cfg).items()
+    if tensor.row.ours in grads
+  }
   return {name: float(sums[kind] / sums['weight']) for name, kind in (('loss', 'total'), ('balance', 'balance'))} | {
     'gradients': gradients
   }

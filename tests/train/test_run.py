@@ -34,10 +34,16 @@ def run(tiny_folder, tmp_path_factory) -> Run:
   folder = tmp_path_factory.mktemp('run')
   records = write_records(folder / 'data', 16)
   settings = [
-    f'model={tiny_folder}', f'out={folder / "calm"}', f'export={folder / "hf"}', 'steps=6', 'mesh=single', 'save.every=2',
-    'log={tensorboard: false, records: true, every: 1}', data(records),
+    f'model={tiny_folder}',
+    f'out={folder / "calm"}',
+    f'export={folder / "hf"}',
+    'steps=6',
+    'mesh=single',
+    'save.every=2',
+    'log={tensorboard: false, records: true, every: 1}',
+    data(records),
     'parts=[{pattern: audio/proj, lr: 1e-3}, {pattern: thinker/norm, lr: 1e-2}]',
-  ]  # fmt: skip
+  ]
   configuration = read(Run, None, settings)
   how = Step(dtype='float32', remat='none', encoder_remat='none')
   configuration = dataclasses.replace(configuration, step=how, optimiser=Optimiser(warmup=1))
@@ -103,9 +109,11 @@ def test_the_export_holds_what_was_trained_and_all_the_rest_as_it_was(run):
 def test_an_adapter_merges_to_what_was_trained_with(tiny_folder, tmp_path):
   cfg = load_config(tiny_folder)
   patterns = (
-    'thinker/layers/(attn/[qo]|moe/experts/down)$', 'vision/layers/(attn/qkv|mlp/up)', 'audio/(conv_out|layers/attn/v)',
+    'thinker/layers/(attn/[qo]|moe/experts/down)$',
+    'vision/layers/(attn/qkv|mlp/up)',
+    'audio/(conv_out|layers/attn/v)',
     'thinker/head',
-  )  # fmt: skip
+  )
   recipe = Recipe(lora=tuple(LoraPart(pattern, 2 + i, 3.0) for i, pattern in enumerate(patterns)))
   who = roles(cfg, recipe)
   rng = np.random.default_rng(0)

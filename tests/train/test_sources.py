@@ -91,8 +91,9 @@ def test_blank_lines_are_no_records_and_the_last_line_needs_no_end(tmp_path):
   (tmp_path / 'a.jsonl').write_text('\n{"text": "x"}\n\n{"text": "é"}')
   source = open_source(tmp_path / 'a.jsonl')
   assert [source[i] for i in range(len(source))] == [
-    {'record': {'text': 'x'}, 'id': 'a.jsonl:2'}, {'record': {'text': 'é'}, 'id': 'a.jsonl:4'},
-  ]  # fmt: skip
+    {'record': {'text': 'x'}, 'id': 'a.jsonl:2'},
+    {'record': {'text': 'é'}, 'id': 'a.jsonl:4'},
+  ]
 
 
 def test_what_is_damaged_fails_alone(tmp_path, picture):
@@ -110,11 +111,14 @@ def test_what_is_damaged_fails_alone(tmp_path, picture):
 @pytest.mark.parametrize(
   'name, contents, complaint',
   [
-    ('a.parquet', b'nonsense', 'not a Parquet file'), ('a.tar', b'nonsense' * 200, 'not an uncompressed tar file'),
-    ('a.array_record', b'nonsense' * 20, 'not an ArrayRecord file|no records'), ('a.jsonl', b'\n\n', 'no records'),
-    ('a.csv', b'x', 'records are read from'), ('b.jsonl', None, 'no such file'),
+    ('a.parquet', b'nonsense', 'not a Parquet file'),
+    ('a.tar', b'nonsense' * 200, 'not an uncompressed tar file'),
+    ('a.array_record', b'nonsense' * 20, 'not an ArrayRecord file|no records'),
+    ('a.jsonl', b'\n\n', 'no records'),
+    ('a.csv', b'x', 'records are read from'),
+    ('b.jsonl', None, 'no such file'),
   ],
-)  # fmt: skip
+)
 def test_a_file_that_is_not_one_is_refused_at_once(tmp_path, name, contents, complaint):
   if contents is not None:
     (tmp_path / name).write_bytes(contents)

@@ -17,14 +17,17 @@ from tests.train import batches
 
 # No load-balance loss: it is a mean over microbatches, not over tokens (see test_accumulated_…).
 EXACT = Recipe(
-  parts=(Part('thinker', 1e-3, 0.1), Part('audio', 1e-3), Part('vision', 1e-3)), steps=10,
-  optimiser=Optimiser(warmup=1, eps=1e-3), loss=Loss(balance=0.0, chunk=16),
+  parts=(Part('thinker', 1e-3, 0.1), Part('audio', 1e-3), Part('vision', 1e-3)),
+  steps=10,
+  optimiser=Optimiser(warmup=1, eps=1e-3),
+  loss=Loss(balance=0.0, chunk=16),
   step=Step(dtype='float32', remat='none', encoder_remat='none'),
-)  # fmt: skip
+)
 ADAPTER = dataclasses.replace(
-  EXACT, parts=(Part('audio/proj', 1e-2),),
+  EXACT,
+  parts=(Part('audio/proj', 1e-2),),
   lora=(LoraPart('thinker/layers/(attn/[qo]|moe/experts/down)$', 2, 4.0, 1e-2), LoraPart('vision/layers/mlp', 3)),
-)  # fmt: skip
+)
 
 
 def run(recipe, batch, shape=(), steps=1):

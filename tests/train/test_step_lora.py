@@ -35,5 +35,8 @@ def test_other_optimisers_lower_the_loss_and_keep_their_state_as_planned(name):
     state, metrics = step(state, batches.batch())
     losses.append(float(metrics['loss']))
   assert losses[-1] < losses[0] - 0.1, losses
-  jax.tree.map(lambda x, p: (x.shape, x.dtype, x.sharding) == (p.shape, p.dtype, p.sharding) or pytest.fail(f'{x.sharding} {p}'),
-               state, planned)  # fmt: skip
+  jax.tree.map(
+    lambda x, p: (x.shape, x.dtype, x.sharding) == (p.shape, p.dtype, p.sharding) or pytest.fail(f'{x.sharding} {p}'),
+    state,
+    planned,
+  )

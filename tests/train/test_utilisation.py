@@ -37,8 +37,13 @@ def test_windows_and_frames_that_share_a_row_count_alone():
 def test_frozen_parts_cost_less():
   cfg, batch = batches.config(), batches.batch()
   everything = Recipe(tuple(Part(part, 1e-3) for part in ('audio/', 'vision/', 'thinker/')))
-  recipes = [everything, *(dataclasses.replace(everything, parts=parts) for parts in (
-    (Part('audio/', 1e-3), Part('thinker/', 1e-3)), (Part('audio/', 1e-3),), (Part('audio/proj', 1e-3),)))]  # fmt: skip
+  recipes = [
+    everything,
+    *(
+      dataclasses.replace(everything, parts=parts)
+      for parts in ((Part('audio/', 1e-3), Part('thinker/', 1e-3)), (Part('audio/', 1e-3),), (Part('audio/proj', 1e-3),))
+    ),
+  ]
   recipes.append(Recipe(lora=(LoraPart('thinker/layers/attn/q'),)))
   flops = [step_flops(cfg, roles(cfg, recipe), [batch]) for recipe in recipes]
   assert flops[0] > flops[1] > flops[2] > flops[3] > 0 and flops[4] < flops[1]

@@ -21,8 +21,12 @@ def odd_dict(variant: str = 'instruct') -> dict[str, Any]:
   tokens = [*TOKEN_FIELDS.values(), *MEDIA_TOKEN_FIELDS.values()]
   config = make_config('odd', variant, {token: i for i, token in enumerate(tokens)})
   config['thinker_config']['text_config'] |= {
-    'vocab_size': 70, 'hidden_size': 52, 'num_hidden_layers': 4, 'num_experts': 5, 'moe_intermediate_size': 18,
-  }  # fmt: skip
+    'vocab_size': 70,
+    'hidden_size': 52,
+    'num_hidden_layers': 4,
+    'num_experts': 5,
+    'moe_intermediate_size': 18,
+  }
   if variant == 'instruct':
     config['talker_config']['text_config'] |= {'num_hidden_layers': 3, 'num_experts': 7, 'moe_intermediate_size': 14}
   return config
@@ -34,9 +38,7 @@ def odd_config(variant: str = 'instruct') -> OmniConfig:
 
 def random_tensors(cfg: OmniConfig, seed: int = 0, dtype=np.float32) -> Tensors:
   rng = np.random.default_rng(seed)
-  return {
-    name: rng.standard_normal(shape, dtype=np.float32).astype(dtype) for name, shape in published_shapes(cfg).items()
-  }
+  return {name: rng.standard_normal(shape, dtype=np.float32).astype(dtype) for name, shape in published_shapes(cfg).items()}
 
 
 def write(folder: pathlib.Path, tensors: Tensors, config: dict | None = None, shard_bytes=2_000_000) -> pathlib.Path:

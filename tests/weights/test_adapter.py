@@ -107,7 +107,7 @@ def test_a_replaced_module_and_fused_experts(folder, tensors, tmp_path):
 
 
 REFUSED = {
-  'dora': ({'use_dora': True}, "only plain LoRA can be merged\n  1 unsupported options:\n    use_dora: True"),
+  'dora': ({'use_dora': True}, 'only plain LoRA can be merged\n  1 unsupported options:\n    use_dora: True'),
   'bias': ({'bias': 'lora_only'}, "bias: 'lora_only'"),
   'another kind': ({'peft_type': 'IA3'}, "peft_type: 'IA3'"),
   'weights changed at the start': ({'init_lora_weights': 'pissa'}, "init_lora_weights: 'pissa'"),

@@ -122,17 +122,26 @@ def index_cases() -> Iterator[tuple[str, Case]]:
     return f'index: {name}', Case('published', change, named, PUBLISHED_COMMANDS)
 
   contents = {
-    'empty': b'', 'not json': b'hello', 'not utf-8': b'\xff\xfe\x00', 'deeply nested': DEEP, 'a list': b'[]',
-    'no weight map': b'{}', 'an empty weight map': b'{"weight_map": {}}',
+    'empty': b'',
+    'not json': b'hello',
+    'not utf-8': b'\xff\xfe\x00',
+    'deeply nested': DEEP,
+    'a list': b'[]',
+    'no weight map': b'{}',
+    'an empty weight map': b'{"weight_map": {}}',
     'a number for a file': b'{"weight_map": {"a": 1}}',
     'a name twice': b'{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}',
-  }  # fmt: skip
+  }
   for name, content in contents.items():
     yield index(name, lambda f, c=content: (f / INDEX).write_bytes(c), INDEX)
   paths = {
-    'a parent folder': f'../{S1}', 'a deep parent folder': f'x/../../{S1}', 'an absolute path': '/etc/passwd',
-    'a windows path': f'..\\{S1}', 'a url': f'http://host/{S1}', 'a pickle': 'pytorch_model.bin',
-  }  # fmt: skip
+    'a parent folder': f'../{S1}',
+    'a deep parent folder': f'x/../../{S1}',
+    'an absolute path': '/etc/passwd',
+    'a windows path': f'..\\{S1}',
+    'a url': f'http://host/{S1}',
+    'a pickle': 'pytorch_model.bin',
+  }
   for name, path in paths.items():
     change = json_of(INDEX, lambda data, p=path: data['weight_map'].update({NORM: p}))
     yield index(name, change, f'{INDEX}: expected plain file names')
@@ -234,9 +243,17 @@ def converted_cases() -> Iterator[tuple[str, Case]]:
     return f'converted: {name}', Case('converted', change, named, commands)
 
   of = lambda name: f'{published(CFG)[name].row.ours} is damaged'
-  victims = [EMBED, GATE, UP, 'thinker.lm_head.weight', 'thinker.audio_tower.conv2d2.weight',
-             'thinker.audio_tower.layers.0.fc1.weight', 'thinker.visual.blocks.1.attn.qkv.weight',
-             'thinker.visual.merger.mlp.0.weight', 'thinker.model.layers.0.self_attn.q_proj.weight']  # fmt: skip
+  victims = [
+    EMBED,
+    GATE,
+    UP,
+    'thinker.lm_head.weight',
+    'thinker.audio_tower.conv2d2.weight',
+    'thinker.audio_tower.layers.0.fc1.weight',
+    'thinker.visual.blocks.1.attn.qkv.weight',
+    'thinker.visual.merger.mlp.0.weight',
+    'thinker.model.layers.0.self_attn.q_proj.weight',
+  ]
   for i, name in enumerate(victims):
     yield case(f'flipped bit {i}', bit_of_data(name, i / (len(victims) - 1)), of(name))
   for i, name in enumerate(victims[1::3]):
@@ -291,9 +308,16 @@ def manifest_cases() -> Iterator[tuple[str, Case]]:
   yield lie('no checksum', edited(lambda d: d['tensors'].pop(GATE)), f'{GATE} is damaged')
 
 
-CASES = dict([
-  *shard_cases(), *index_cases(), *tensor_cases(), *config_cases(), *converted_cases(), *manifest_cases(),
-])  # fmt: skip
+CASES = dict(
+  [
+    *shard_cases(),
+    *index_cases(),
+    *tensor_cases(),
+    *config_cases(),
+    *converted_cases(),
+    *manifest_cases(),
+  ]
+)
 
 
 def test_there_are_more_than_a_hundred():

@@ -27,23 +27,39 @@ def narrow_config() -> dict:
   heads = {'head_dim': 8, 'num_attention_heads': 2, 'num_key_value_heads': 1}
   rope = {'mrope_section': [2, 1, 1]}
   thinker['audio_config'] |= {
-    'd_model': 12, 'encoder_attention_heads': 2, 'encoder_ffn_dim': 10, 'output_dim': 6, 'downsample_hidden_size': 4,
-  }  # fmt: skip
+    'd_model': 12,
+    'encoder_attention_heads': 2,
+    'encoder_ffn_dim': 10,
+    'output_dim': 6,
+    'downsample_hidden_size': 4,
+  }
   thinker['vision_config'] |= {
-    'hidden_size': 8, 'intermediate_size': 10, 'num_heads': 2, 'out_hidden_size': 6, 'num_position_embeddings': 16,
-  }  # fmt: skip
+    'hidden_size': 8,
+    'intermediate_size': 10,
+    'num_heads': 2,
+    'out_hidden_size': 6,
+    'num_position_embeddings': 16,
+  }
   thinker['text_config'] |= {'hidden_size': 6, 'intermediate_size': 4, 'moe_intermediate_size': 4, **heads}
   talker['thinker_hidden_size'] = 6
   talker['text_config'] |= {
-    'hidden_size': 8, 'intermediate_size': 6, 'moe_intermediate_size': 4, 'shared_expert_intermediate_size': 6, **heads,
-  }  # fmt: skip
+    'hidden_size': 8,
+    'intermediate_size': 6,
+    'moe_intermediate_size': 4,
+    'shared_expert_intermediate_size': 6,
+    **heads,
+  }
   talker['code_predictor_config'] |= {'hidden_size': 8, 'intermediate_size': 6, **heads}
   for part in (thinker, talker):
     part['text_config']['rope_parameters'] |= rope
   code2wav |= {
-    'hidden_size': 8, 'intermediate_size': 6, 'num_attention_heads': 2, 'num_key_value_heads': 2, 'decoder_dim': 32,
+    'hidden_size': 8,
+    'intermediate_size': 6,
+    'num_attention_heads': 2,
+    'num_key_value_heads': 2,
+    'decoder_dim': 32,
     'codebook_size': 64,
-  }  # fmt: skip
+  }
   return config
 
 

@@ -76,7 +76,7 @@ SHARDS = {
   'truncated data': file_of(GOOD, b'x' * 23),
   'no data': file_of(GOOD),
   'data left over': file_of(GOOD, b'x' * 25),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('content', SHARDS.values(), ids=SHARDS.keys())
@@ -169,7 +169,7 @@ INDEXES = {
   'a tensor that is not there': (index_of(a=S1, b=S1, c=S2, d=S2), '1 lost:\n +d: the index says'),
   'a tensor it does not know': (index_of(a=S1, c=S2), '1 misplaced:\n +b: in .*nothing about it'),
   'a tensor in the other shard': (index_of(a=S1, b=S2, c=S2), '1 misplaced:\n +b: in model-00001'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(('content', 'expected'), INDEXES.values(), ids=INDEXES.keys())
@@ -261,7 +261,7 @@ CONVERTED = {
   'root emptied': overwrite('params/state/manifest.ocdbt', b''),
   'no config': lambda folder: (folder / 'config.json').unlink(),
   'config not json': overwrite('config.json', b'{'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('change', CONVERTED.values(), ids=CONVERTED.keys())

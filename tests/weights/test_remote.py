@@ -123,9 +123,11 @@ def test_a_converted_folder_in_a_bucket_is_loaded_where_it_is(converted, tmp_pat
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {
-      **os.environ, 'TENSORSTORE_GCS_HTTP_URL': f'http://127.0.0.1:{server.server_port}', 'NO_GCE_CHECK': 'true',
+      **os.environ,
+      'TENSORSTORE_GCS_HTTP_URL': f'http://127.0.0.1:{server.server_port}',
+      'NO_GCE_CHECK': 'true',
       'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token',
-    }  # fmt: skip
+    }
     run = [sys.executable, '-c', LOAD, 'gs://some-bucket/models/omni', str(converted)]
     root = pathlib.Path(__file__).parents[2]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, cwd=root, timeout=120)
@@ -167,13 +169,16 @@ def test_a_local_folder_comes_before_the_hub(hub, converted, tmp_path):
     convert_to_jax(hub, tmp_path / 'jax')
 
 
-@pytest.mark.parametrize(('source', 'message'), [
-  ('someone/other', 'someone/other: no such folder, and not to be had from the hub ('),
-  ('../omni', '../omni: no such folder; expected a checkpoint'),
-  ('/some/where', '/some/where: no such folder; expected a checkpoint'),
-  ('gs://bucket/hf', 'gs://bucket/hf: this needs a folder on local disk; first: gcloud storage cp -r gs://bucket/hf DIR'),
-  ('s3://bucket/hf', 's3://bucket/hf: this needs a folder on local disk; first: aws s3 cp --recursive s3://bucket/hf DIR'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('source', 'message'),
+  [
+    ('someone/other', 'someone/other: no such folder, and not to be had from the hub ('),
+    ('../omni', '../omni: no such folder; expected a checkpoint'),
+    ('/some/where', '/some/where: no such folder; expected a checkpoint'),
+    ('gs://bucket/hf', 'gs://bucket/hf: this needs a folder on local disk; first: gcloud storage cp -r gs://bucket/hf DIR'),
+    ('s3://bucket/hf', 's3://bucket/hf: this needs a folder on local disk; first: aws s3 cp --recursive s3://bucket/hf DIR'),
+  ],
+)
 def test_what_cannot_be_converted_is_told(hub, source, message, tmp_path, capsys):
   for direction in ('to-jax', 'to-hf'):
     assert main(['convert', direction, '--from', source, '--to', str(tmp_path / 'new')]) == 1

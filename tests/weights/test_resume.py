@@ -86,13 +86,26 @@ def kill_at(monkeypatch, where, name: str, call: int, before: bool) -> None:
 
 
 JAX_STEPS = [
-  (to_jax, 'create', 1), (to_jax, 'Writer', 1), (Work, 'begin', 1), (Work, 'add', 1), (Work, 'add', 20),
-  (to_jax, 'keep_original', 1), (to_jax, 'write_manifest', 1), (work.os, 'rename', 1), (work.shutil, 'rmtree', 1),
-]  # fmt: skip
+  (to_jax, 'create', 1),
+  (to_jax, 'Writer', 1),
+  (Work, 'begin', 1),
+  (Work, 'add', 1),
+  (Work, 'add', 20),
+  (to_jax, 'keep_original', 1),
+  (to_jax, 'write_manifest', 1),
+  (work.os, 'rename', 1),
+  (work.shutil, 'rmtree', 1),
+]
 HF_STEPS = [
-  (Work, 'begin', 1), (Work, 'add', 1), (Work, 'add', 20), (to_hf.os, 'pwrite', 1), (to_hf.os, 'pwrite', 300),
-  (to_hf, '_describe', 1), (work.os, 'rename', 1), (work.shutil, 'rmtree', 1),
-]  # fmt: skip
+  (Work, 'begin', 1),
+  (Work, 'add', 1),
+  (Work, 'add', 20),
+  (to_hf.os, 'pwrite', 1),
+  (to_hf.os, 'pwrite', 300),
+  (to_hf, '_describe', 1),
+  (work.os, 'rename', 1),
+  (work.shutil, 'rmtree', 1),
+]
 STEPS = [('to-jax', *step) for step in JAX_STEPS] + [('to-hf', *step) for step in HF_STEPS]
 
 
@@ -160,7 +173,7 @@ def test_work_for_another_source_or_options_is_begun_anew(plain, tmp_path, monke
 
   assert 'begun anew' not in killed_run()
   assert 'begun anew' not in killed_run()
-  assert "another conversion (dtype, bytes differ); begun anew" in killed_run('float32')
+  assert 'another conversion (dtype, bytes differ); begun anew' in killed_run('float32')
   (plain / 'new_file.txt').write_text('new')
   assert 'another conversion (files differ); begun anew' in killed_run('float32')
   (plain / 'new_file.txt').unlink()

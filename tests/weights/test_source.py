@@ -130,8 +130,9 @@ def test_only_the_bytes_of_a_fused_expert_are_read(tensors, tmp_path, monkeypatc
   plain = np.fromfile
   monkeypatch.setattr(np, 'fromfile', lambda *a, **k: (read.append(a[2]), plain(*a, **k))[1])
   folder = write(tmp_path / 'hf', fuse(tensors))
-  shard = next(s for s in map(Shard, sorted(folder.glob('*.safetensors')))
-               if 'talker.model.layers.2.mlp.experts.gate_up_proj' in s.names())  # fmt: skip
+  shard = next(
+    s for s in map(Shard, sorted(folder.glob('*.safetensors'))) if 'talker.model.layers.2.mlp.experts.gate_up_proj' in s.names()
+  )
   value = shard.read('talker.model.layers.2.mlp.experts.gate_up_proj', (6, slice(14, 28)))
   np.testing.assert_array_equal(value, tensors['talker.model.layers.2.mlp.experts.6.up_proj.weight'])
   assert read == [value.nbytes]

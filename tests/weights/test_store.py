@@ -94,9 +94,7 @@ def test_plain_orbax_restores_it_onto_a_mesh(converted):
 
   spec = omni_spec(odd_config())
   onto = shardings(spec)
-  abstract = jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, ml_dtypes.bfloat16, sharding=s), abstract_params(spec), onto
-  )
+  abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, ml_dtypes.bfloat16, sharding=s), abstract_params(spec), onto)
   restored = ocp.load(converted / 'params', abstract)
   assert restored['thinker']['layers']['moe']['experts']['down'].sharding.num_devices == 8
   assert_same(restored, load_params(converted))
@@ -137,9 +135,7 @@ def test_a_target_that_is_not_empty_is_refused(published_folder, tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['taken']
 
 
-def test_an_interrupted_conversion_is_plainly_unfinished_and_can_be_run_again(
-  published_folder, converted, tmp_path, monkeypatch
-):
+def test_an_interrupted_conversion_is_plainly_unfinished_and_can_be_run_again(published_folder, converted, tmp_path, monkeypatch):
   written = []
   write_tensor = writer.Batch.write
 

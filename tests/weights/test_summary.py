@@ -72,12 +72,15 @@ def summarise_part(tensors: Tensors, part: str) -> int:
   return sum(name.startswith(f'{part}.') and '.code_predictor.' not in name for name in tensors)
 
 
-@pytest.mark.parametrize(('name', 'readme', 'variant'), [
-  ('Qwen3-Omni-30B-A3B-Thinking', None, 'thinking'),
-  ('model', '# Qwen3-Omni-30B-A3B-Captioner\n', 'captioner'),
-  ('model', 'both a thinking and a captioner model exist', 'thinking or captioner'),
-  ('model', None, 'thinking or captioner'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('name', 'readme', 'variant'),
+  [
+    ('Qwen3-Omni-30B-A3B-Thinking', None, 'thinking'),
+    ('model', '# Qwen3-Omni-30B-A3B-Captioner\n', 'captioner'),
+    ('model', 'both a thinking and a captioner model exist', 'thinking or captioner'),
+    ('model', None, 'thinking or captioner'),
+  ],
+)
 def test_variants_without_a_talker(tmp_path, name, readme, variant):
   alone = {n.removeprefix('thinker.'): v for n, v in random_tensors(odd_config('thinking')).items()}
   folder = write(tmp_path / name, alone, odd_dict('thinking'))
@@ -150,8 +153,10 @@ def test_differences_are_named_as_published_and_those_without_effect_apart(tmp_p
   a, b = write_config(tmp_path / 'a.json', odd_dict()), write_config(tmp_path / 'b.json', config)
   changes, ignored = diff(a, b)
   assert [c.field for c in changes] == [
-    'thinker_config.text_config.rope_theta', 'talker_config.speaker_id', 'code2wav_config.sliding_window',
-  ]  # fmt: skip
+    'thinker_config.text_config.rope_theta',
+    'talker_config.speaker_id',
+    'code2wav_config.sliding_window',
+  ]
   assert changes[2].b == 71 and changes[0].b == 123.0
   assert {c.field for c in ignored} == {'thinker_config.audio_config.max_source_positions', 'transformers_version'}
   assert main(['convert', 'diff', str(a), str(b)]) == 1

@@ -92,12 +92,9 @@ BY_HAND = [
   ('thinker/layers/attn/o', (1,), 'thinker.model.layers.1.self_attn.o_proj.weight', lambda n, s: n.T.reshape(s)),
   ('thinker/layers/moe/router', (3,), 'thinker.model.layers.3.mlp.gate.weight', lambda n, s: n.T),
   ('thinker/layers/moe/experts/up', (3, 4), 'thinker.model.layers.3.mlp.experts.4.up_proj.weight', lambda n, s: n.T),
-  ('thinker/layers/moe/experts/down', (0, 2), 'thinker.model.layers.0.mlp.experts.2.down_proj.weight',
-   lambda n, s: n.T),
-  ('audio/layers/attn/v/kernel', (1,), 'thinker.audio_tower.layers.1.self_attn.v_proj.weight',
-   lambda n, s: n.T.reshape(s)),
-  ('audio/layers/attn/o/kernel', (0,), 'thinker.audio_tower.layers.0.self_attn.out_proj.weight',
-   lambda n, s: n.T.reshape(s)),
+  ('thinker/layers/moe/experts/down', (0, 2), 'thinker.model.layers.0.mlp.experts.2.down_proj.weight', lambda n, s: n.T),
+  ('audio/layers/attn/v/kernel', (1,), 'thinker.audio_tower.layers.1.self_attn.v_proj.weight', lambda n, s: n.T.reshape(s)),
+  ('audio/layers/attn/o/kernel', (0,), 'thinker.audio_tower.layers.0.self_attn.out_proj.weight', lambda n, s: n.T.reshape(s)),
   ('audio/conv2/kernel', (), 'thinker.audio_tower.conv2d2.weight', lambda n, s: np.transpose(n, (2, 3, 1, 0))),
   ('audio/conv_out/kernel', (), 'thinker.audio_tower.conv_out.weight', lambda n, s: n.T.reshape(s)),
   ('vision/layers/attn/qkv/kernel', (4,), 'thinker.visual.blocks.4.attn.qkv.weight', lambda n, s: n.T.reshape(s)),
@@ -107,10 +104,9 @@ BY_HAND = [
   ('code_predictor/head', (14,), 'talker.code_predictor.lm_head.14.weight', lambda n, s: n.T),
   ('code_predictor/embed', (7,), 'talker.code_predictor.model.codec_embedding.7.weight', lambda n, s: n),
   ('code2wav/conv_in/kernel', (), 'code2wav.decoder.0.conv.weight', lambda n, s: np.transpose(n, (2, 1, 0))),
-  ('code2wav/blocks/1/up/kernel', (), 'code2wav.decoder.2.block.1.conv.weight',
-   lambda n, s: np.transpose(n, (0, 2, 1))),
+  ('code2wav/blocks/1/up/kernel', (), 'code2wav.decoder.2.block.1.conv.weight', lambda n, s: np.transpose(n, (0, 2, 1))),
   ('code2wav/upsample/0/depthwise/kernel', (), 'code2wav.upsample.0.1.dwconv.conv.weight', lambda n, s: n[:, 0].T),
-]  # fmt: skip
+]
 
 
 def test_layouts_written_out_by_hand(tmp_path):

@@ -232,8 +232,12 @@ def test_memory_holds_a_few_tensors_whatever_the_stacks(folders, tmp_path):
   it reads: 50 MB seen. One stack read whole on either side would pass the bound."""
   config = odd_dict('thinking')
   config['thinker_config']['text_config'] |= {
-    'hidden_size': 512, 'num_hidden_layers': 16, 'num_experts': 16, 'moe_intermediate_size': 384, 'vocab_size': 8192,
-  }  # fmt: skip
+    'hidden_size': 512,
+    'num_hidden_layers': 16,
+    'num_experts': 16,
+    'moe_intermediate_size': 384,
+    'vocab_size': 8192,
+  }
   config['thinker_config']['vision_config'] |= {'out_hidden_size': 512}
   config['thinker_config']['audio_config'] |= {'output_dim': 512}
   shapes = published_shapes(parse_config(config))
