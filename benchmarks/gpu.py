@@ -1,8 +1,9 @@
-"""One GPU, released sizes, random weights: kernels of one layer, the whole Thinker beside transformers, training, batches.
+"""One GPU, released sizes, random weights: kernels of one layer, the whole model, transformers, training, bfloat16.
 
-    python benchmarks/gpu.py [layers] [thinker] [reference] [train] [batch] [--out benchmarks/results/gpu.json]
+    python benchmarks/gpu.py [PART …] [--out benchmarks/results/gpu.json] [--limit SECONDS] [--xla-flags=FLAGS]
 
-Every part runs in a process of its own, and what it measured is written as soon as it is known; what fails says why.
+`omni` loads the weights once for the parts `thinker`, `encoders`, `speech` and `batch`. Every other part runs in a process of its
+own. What was measured is written as soon as it is known; what fails says why.
 """
 
 import argparse
@@ -21,33 +22,38 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from common import ROOT, circumstances  # noqa: E402
 
-PARTS = ('layers', 'thinker', 'reference', 'train', 'batch')
+PARTS = ('layers', 'omni', 'reference', 'train', 'fidelity')
+WHOLE = ('thinker', 'encoders', 'speech', 'batch')  # what `omni` runs one after another
 MODEL = ROOT / 'configs' / 'model' / 'instruct.json'
 PROMPT, NEW_TOKENS = 2048, 64
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-  parser.add_argument('parts', nargs='*', metavar='PART', help=f'of {", ".join(PARTS)}; default: all')
+  parser.add_argument('parts', nargs='*', metavar='PART', help=f'of {", ".join((*PARTS, *WHOLE))}; default: {", ".join(PARTS)}')
   parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results' / 'gpu.json')
   parser.add_argument('--alone', action='store_true', help='run the part in this process and print its result')
   parser.add_argument('--limit', type=int, default=280, help='seconds for a part')
+  parser.add_argument('--xla-flags', default='', help='added to XLA_FLAGS of every part')
   args = parser.parse_args()
   if args.alone:
     globals()[args.parts[0]]()
     return
-  result: dict = {'date': time.strftime('%Y-%m-%d'), 'parts': {}}
+  result: dict = {'date': time.strftime('%Y-%m-%d'), **circumstances(), 'xla_flags': args.xla_flags, 'parts': {}}
+  flags = {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {args.xla_flags}'.strip()}
   for part in args.parts or PARTS:
-    command = [sys.executable, __file__, part, '--alone']
-    try:
-      done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=args.limit)
-      lines = done.stdout.splitlines()
-    except subprocess.TimeoutExpired as e:
-      lines = [*(e.stdout or b'').decode().splitlines(), json.dumps({'stopped': f'after {args.limit} s'})]
-    rows = [json.loads(line) for line in lines if line.startswith('{')]
-    result['parts'][part] = rows
+    rows = result['parts'][part] = []
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + '\n')
+    command = ['timeout', str(args.limit), sys.executable, __file__, part, '--alone']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | flags) as process:
+      assert process.stdout is not None
+      for line in process.stdout:
+        if line.startswith('{'):
+          rows.append(json.loads(line))
+          args.out.write_text(json.dumps(result, indent=1) + '\n')
+    if process.returncode:
+      rows.append({'stopped': f'exit code {process.returncode} (124: after {args.limit} s)'})
+      args.out.write_text(json.dumps(result, indent=1) + '\n')
 
 
 def report(**row) -> None:
@@ -173,72 +179,6 @@ def layers() -> None:
       tried('attention forward and backward', lambda: rate(median_ms(lambda: both(q, k, v)), 3.5), **facts)
 
 
-def thinker() -> None:
-  """Prefill of PROMPT tokens, and decode at batch 1, 8, 64."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from qwen3_omni_jax.infer import decode
-  from qwen3_omni_jax.infer.collate import Batch, Media
-  from qwen3_omni_jax.infer.sampling import Sampling, sampling_rows
-  from qwen3_omni_jax.models.thinker import Features, ThinkerTokens, thinker_spec
-  from qwen3_omni_jax.nn.cache import init_cache
-
-  cfg = config().thinker
-  params = cheap_params(thinker_spec(cfg), jnp.bfloat16)
-  jax.block_until_ready(params)
-  report(what='weights', gb=round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9, 2))
-  V = cfg.text.vocab_size
-
-  def prompt(B: int, T: int) -> Batch:
-    ids = np.random.default_rng(0).integers(0, V, (B, T)).astype(np.int32)
-    positions = np.broadcast_to(np.arange(T, dtype=np.float32), (3, B, T)).copy()
-    tokens = ThinkerTokens(ids, positions, np.ones((B, T), np.int32))
-    return Batch(tokens, Media(), np.full(B, T, np.int32), np.full(B, T, np.float32))
-
-  def settings(B: int):
-    limits = decode.Limits(stop=np.full(4, -1, np.int32), tokens=np.full(B, 4096, np.int32))
-    return sampling_rows([Sampling()] * B, V), limits
-
-  def prefill():
-    sampling, limits = settings(1)
-    batch = prompt(1, PROMPT).replace(media=())
-    run = lambda: (
-      decode.prefill(
-        params, cfg, batch, Features(), sampling, limits, slots=PROMPT, outputs=64, penalised=False, dtype=jnp.bfloat16
-      )[0].token
-    )
-    return {'ms': median_ms(run, 5)}
-
-  tried('prefill', prefill, tokens=PROMPT)
-
-  def step(B: int, context: int):
-    sampling, limits = settings(B)
-    zeros = jnp.zeros(B, jnp.int32)
-    state = decode.State(
-      cache=init_cache(cfg.text, B, context + 256, jnp.bfloat16),
-      filled=jnp.full(B, context, jnp.int32),
-      position=jnp.full(B, context, jnp.float32),
-      token=jnp.arange(B, dtype=jnp.int32),
-      done=jnp.zeros(B, bool),
-      output=jnp.zeros((B, 256), jnp.int32),
-      count=zeros,
-      seen=None,
-    )
-    times = []
-    for _ in range(3):
-      started = time.perf_counter()
-      state = decode.decode(params, cfg, state, sampling, limits, jnp.int32(NEW_TOKENS), dtype=jnp.bfloat16)
-      state.token.block_until_ready()
-      times.append((time.perf_counter() - started) / NEW_TOKENS)
-    ms = 1e3 * min(times[1:])
-    return {'ms_per_step': round(ms, 3), 'tokens_per_s': round(1e3 * B / ms, 1)}
-
-  for B, context in ((1, 2048), (8, 2048), (64, 1024)):
-    tried('decode', lambda B=B, context=context: step(B, context), batch=B, context=context)
-
-
 def reference() -> None:
   """The same of transformers' Thinker."""
   import torch
@@ -296,6 +236,29 @@ def reference() -> None:
     tried('decode', lambda B=B, context=context: step(B, context), batch=B, context=context)
 
 
+def omni() -> None:
+  for part in WHOLE:
+    globals()[part]()
+
+
+def thinker() -> None:
+  import gpu_thinker
+
+  gpu_thinker.thinker()
+
+
+def encoders() -> None:
+  import gpu_thinker
+
+  gpu_thinker.encoders()
+
+
+def speech() -> None:
+  import gpu_speech
+
+  gpu_speech.speech()
+
+
 def batch() -> None:
   import gpu_batch
 
@@ -306,6 +269,12 @@ def train() -> None:
   import gpu_train
 
   gpu_train.train()
+
+
+def fidelity() -> None:
+  import gpu_fidelity
+
+  gpu_fidelity.fidelity()
 
 
 if __name__ == '__main__':

@@ -7,10 +7,9 @@ import gpu
 TOKENS = 8192
 CLIPS, IMAGES = 11, 8  # of 8 s and of 512 × 512: 14 and 25 % of the tokens
 CASES = (
-  {'layers': 2},
-  {'layers': 4},
   {'layers': 4, 'accumulate': 4},
-  {'layers': 4, 'media': True},
+  {'layers': 4, 'accumulate': 4, 'media': True},
+  {'layers': 8, 'accumulate': 4},
   {'layers': 24, 'lora': True},
   {'layers': 24, 'lora': True, 'media': True},
   {'layers': 48, 'lora': True},
