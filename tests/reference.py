@@ -28,6 +28,21 @@ def prepare_torchvision() -> None:
   prepare_torchvision.library = library  # type: ignore[attr-defined]  # must stay alive
 
 
+def load_model(folder: pathlib.Path):
+  """transformers' model of a folder with the Talker, float32; every tensor of the folder is used, and no other needed."""
+  prepare_torchvision()
+  import torch
+  import transformers
+
+  torch.set_num_threads(2)
+  transformers.logging.set_verbosity_error()
+  model, info = transformers.Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+    folder, dtype=torch.float32, output_loading_info=True
+  )
+  assert not info['missing_keys'] and not info['unexpected_keys'] and not info['mismatched_keys'], info
+  return model.eval()
+
+
 @dataclasses.dataclass
 class Reference:
   """A checkpoint folder loaded by transformers."""
@@ -37,17 +52,10 @@ class Reference:
 
   @classmethod
   def load(cls, folder: pathlib.Path) -> 'Reference':
-    prepare_torchvision()
-    import torch
+    model = load_model(folder)
     import transformers
 
-    torch.set_num_threads(2)
-    transformers.logging.set_verbosity_error()
-    model, info = transformers.Qwen3OmniMoeForConditionalGeneration.from_pretrained(
-      folder, dtype=torch.float32, output_loading_info=True
-    )
-    assert not info['missing_keys'] and not info['unexpected_keys'] and not info['mismatched_keys'], info
-    return cls(model.eval(), transformers.Qwen3OmniMoeProcessor.from_pretrained(folder))
+    return cls(model, transformers.Qwen3OmniMoeProcessor.from_pretrained(folder))
 
   def inputs(self, conversations: list, audio_in_video: bool = False):
     """The reference processor's batch for conversations as users write them, from the same decoded media as ours."""

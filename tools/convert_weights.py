@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   to_hf = directions.add_parser('to-hf', help='any checkpoint to the published layout, for transformers, vLLM and others')
   _add_common(to_hf, 'checkpoint folder of any kind, or hub id')
   to_hf.add_argument('--fused-experts', action='store_true', help='names and experts as transformers 5 keeps them in memory')
-  to_hf.add_argument('--adapter', metavar='DIR', help='LoRA adapter (PEFT folder) to merge')
+  to_hf.add_argument('--adapter', nargs='+', metavar='DIR', help='LoRA adapters (folders as PEFT saves them) to merge')
   to_hf.add_argument('--base', metavar='DIR', help='folder of the parts that --from does not hold')
   to_hf.set_defaults(action=_to_hf)
   add_directions(directions)

@@ -45,9 +45,7 @@ class Spelling:
     return spelled, places
 
   def _name(self, name: str) -> str:
-    if self.fused:
-      name = name.replace('thinker.model.', 'thinker.model.language_model.', 1)
-      name = re.sub(r'^thinker\.(audio_tower|visual)\.', r'thinker.model.\1.', name)
+    name = memory_name(name) if self.fused else name
     return name.removeprefix('thinker.') if self.alone else name
 
 
@@ -67,6 +65,12 @@ def common_dtype(dtypes: set[np.dtype]) -> np.dtype:
   if len(dtypes) == 1:
     return next(iter(dtypes))
   return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
+
+
+def memory_name(name: str) -> str:
+  """A published name as transformers 5 has it in memory."""
+  name = name.replace('thinker.model.', 'thinker.model.language_model.', 1)
+  return re.sub(r'^thinker\.(audio_tower|visual)\.', r'thinker.model.\1.', name)
 
 
 def published_name(name: str, alone: bool) -> str:

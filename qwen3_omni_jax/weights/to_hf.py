@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import OmniConfig
 from ..models.omni import omni_spec
-from .adapter import Adapter
+from .adapter import Adapters
 from .batches import run, scratch, share_out
 from .config_diff import changes
 from .load import as_dtype
@@ -40,7 +40,7 @@ def convert_to_hf(
   *,
   dtype: str | None = None,
   fused_experts: bool = False,
-  adapter: str | pathlib.Path | None = None,
+  adapter: str | pathlib.Path | Sequence[str | pathlib.Path] | None = None,
   base: str | pathlib.Path | None = None,
   dry_run: bool = False,
   progress: bool = False,
@@ -48,14 +48,16 @@ def convert_to_hf(
   """Converts a checkpoint of any kind. Until it is complete, the work is in `TARGET.partial` (weights/work.py).
 
   dtype: write the weights as this; None keeps each tensor's own. fused_experts: names and experts as transformers 5
-  keeps them in memory. adapter: a LoRA to merge. base: the folder of the parts that the source does not hold.
+  keeps them in memory. adapter: a LoRA to merge, or several. base: the folder of the parts that the source does not hold.
   Raises ValueError with everything that does not fit; nothing is written then.
   """
   wanted, target = as_dtype(dtype), local_target(target)
   folders = [local_folder(folder) for folder in (source, base) if folder is not None]
   rest = [open_checkpoint(folder) for folder in folders[1:]]
   whole = _Whole([open_checkpoint(folders[0], cfg=rest[0].cfg if rest else None), *rest])
-  merge = None if adapter is None else Adapter(pathlib.Path(adapter), whole.cfg)
+  adapters = [adapter] if isinstance(adapter, str | pathlib.Path) else [] if adapter is None else adapter
+  adapters = [local_folder(folder) for folder in adapters]
+  merge = Adapters(adapters, whole.cfg)
   signatures = {name: (wanted or opened.dtype(name), opened.shape(name)) for name, opened in whole.tensors.items()}
   spelling = Spelling(fused_experts, _is_alone(whole.small['config.json']))
   spelled, places = spelling.write(signatures)
@@ -71,7 +73,7 @@ def convert_to_hf(
     'fused_experts': fused_experts,
     'tensors': len(sizes),
     'bytes': sum(sizes.values()),
-    'files': [files_of(pathlib.Path(folder)) for folder in (*folders, adapter) if folder is not None],
+    'files': [files_of(folder) for folder in (*folders, *adapters)],
   }
   if dry_run:
     print('\n'.join(plan(target, identity, sizes, whole.shares(sizes))))
@@ -88,9 +90,7 @@ def convert_to_hf(
         work.begin()
 
       def value(name: str) -> np.ndarray:
-        array = whole.tensors[name].read(name, scratch)
-        if merge is not None:
-          array = merge(name, array)
+        array = merge(name, whole.tensors[name].read(name, scratch))
         return np.ascontiguousarray(array, spelled[places[name][0]][0])
 
       to = {name: (where[places[name][0]][0], _offset(places[name], where)) for name in left}
