@@ -30,7 +30,7 @@ def _steps(layers: int, lora: bool = False, media: bool = False, accumulate: int
   from qwen3_omni_jax.train.config import Recipe, Step, read
   from qwen3_omni_jax.train.run_config import Run
   from qwen3_omni_jax.train.stages import Part
-  from qwen3_omni_jax.train.state import PARTS, init_state, roles
+  from qwen3_omni_jax.train.state import PARTS, assign_roles, init_state
   from qwen3_omni_jax.train.step import compiled_step
   from qwen3_omni_jax.train.utilisation import peak, step_flops
 
@@ -44,7 +44,7 @@ def _steps(layers: int, lora: bool = False, media: bool = False, accumulate: int
   else:
     recipe = Recipe(parts=tuple(Part(f'{part}/', 1e-4) for part in (PARTS if media else ('thinker',))), step=how)
   batch = _batch(cfg, media)
-  flops = accumulate * step_flops(cfg, roles(cfg, recipe), [batch])
+  flops = accumulate * step_flops(cfg, assign_roles(cfg, recipe), [batch])
   if accumulate > 1:
     batch = jax.tree.map(lambda x: np.stack([x] * accumulate), batch)
   params = gpu.cheap_params({part: omni_spec(cfg)[part] for part in PARTS}, jnp.bfloat16)

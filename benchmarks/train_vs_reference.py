@@ -44,7 +44,7 @@ def beside(folder: pathlib.Path, remat: str, repeats: int) -> dict:
   from qwen3_omni_jax.train.batch import TrainBatch
   from qwen3_omni_jax.train.config import Recipe, Step
   from qwen3_omni_jax.train.stages import Part
-  from qwen3_omni_jax.train.state import flat, roles
+  from qwen3_omni_jax.train.state import assign_roles, flatten
   from qwen3_omni_jax.train.step import loss_sums
 
   from qwen3_omni_jax.config_json import load_config
@@ -55,8 +55,8 @@ def beside(folder: pathlib.Path, remat: str, repeats: int) -> dict:
 
   cfg, reference = load_config(folder), Reference.load(folder)
   recipe = Recipe(parts=(Part('thinker', 1e-3),), step=Step(dtype='float32', remat=remat))
-  params = flat(load_params(folder, cfg, dtype='float32', parts=('thinker',)))
-  trained = {path: jax.numpy.asarray(p) for path, p in params.items()}
+  params = flatten(load_params(folder, cfg, dtype='float32', parts=('thinker',)))
+  trainable = {path: jax.numpy.asarray(p) for path, p in params.items()}
   ids = np.random.default_rng(0).integers(0, 1000, (1, TOKENS)).astype(np.int32)
   place = np.broadcast_to(np.arange(TOKENS, dtype=np.float32), (3, 1, TOKENS))
   none = np.full_like(ids, -1)
@@ -64,13 +64,13 @@ def beside(folder: pathlib.Path, remat: str, repeats: int) -> dict:
   weights = np.ones(ids.shape, np.float32)
   weights[:, -1] = 0
   batch = jax.tree.map(jax.numpy.asarray, TrainBatch(tokens, Media(), np.roll(ids, -1, 1), weights, np.zeros_like(ids)))
-  sums_of = functools.partial(loss_sums, cfg=cfg, recipe=recipe, who=roles(cfg, recipe))
-  gradient = jax.jit(jax.value_and_grad(sums_of, has_aux=True))
+  sums_fn = functools.partial(loss_sums, cfg=cfg, recipe=recipe, roles=assign_roles(cfg, recipe))
+  gradient = jax.jit(jax.value_and_grad(sums_fn, has_aux=True))
   theirs_ids = torch.tensor(ids, dtype=torch.long)
   thinker = reference.model.thinker
 
   def ours():
-    (loss, sums), grads = jax.block_until_ready(gradient(trained, {}, batch))
+    (loss, sums), grads = jax.block_until_ready(gradient(trainable, {}, batch))
     del grads
     return float(loss / sums['weight'])
 

@@ -45,12 +45,12 @@ class _Pair:
   packed: bool = False
 
 
-def write_adapter(folder: pathlib.Path, cfg: OmniConfig, lora: Mapping[str, LoraPart], trained: Arrays) -> None:
+def write_adapter(folder: pathlib.Path, cfg: OmniConfig, lora: Mapping[str, LoraPart], trainable: Arrays) -> None:
   """Writes adapter_config.json and adapter_model.safetensors, float32.
 
-  trained: by path, as in TrainState.trained; what is not LoRA's is passed over.
+  trainable: by path, as in TrainState.trainable; what is not LoRA's is passed over.
   """
-  pairs = [*_of_modules(cfg, lora, trained), *_of_experts(cfg, lora, trained)]
+  pairs = [*_of_modules(cfg, lora, trainable), *_of_experts(cfg, lora, trainable)]
   folder.mkdir(parents=True, exist_ok=True)
   names = {half: lambda pair, half=half: f'base_model.model.{pair.module}.lora_{half}.weight' for half in 'AB'}
   shapes = {
@@ -88,12 +88,12 @@ def _config(pairs: Sequence[_Pair]) -> dict:
   return options | ({'lora_B_layout': RANK_MAJOR} if any(pair.packed for pair in pairs) else {})
 
 
-def _of_modules(cfg: OmniConfig, lora: Mapping[str, LoraPart], trained: Arrays) -> Iterator[_Pair]:
+def _of_modules(cfg: OmniConfig, lora: Mapping[str, LoraPart], trainable: Arrays) -> Iterator[_Pair]:
   """Everything but experts."""
   for name, tensor in published(cfg).items():
     if (part := lora.get(tensor.row.ours)) is None or _EXPERT.fullmatch(name):
       continue
-    a, b = _halves(trained, tensor, tensor.index)
+    a, b = _halves(trainable, tensor, tensor.index)
     if tensor.shape != (b.shape[1], a.shape[0]):
       raise ValueError(f'{name} {list(tensor.shape)}: not a matrix of {b.shape[1]} x {a.shape[0]}, PEFT cannot adapt it')
     module = memory_name(name).removesuffix('.weight')
@@ -102,7 +102,7 @@ def _of_modules(cfg: OmniConfig, lora: Mapping[str, LoraPart], trained: Arrays) 
     yield _Pair(module, target, parameter, part.rank, part.alpha, (a.T.shape, b.T.shape), lambda a=a, b=b: (a.T, b.T))
 
 
-def _of_experts(cfg: OmniConfig, lora: Mapping[str, LoraPart], trained: Arrays) -> Iterator[_Pair]:
+def _of_experts(cfg: OmniConfig, lora: Mapping[str, LoraPart], trainable: Arrays) -> Iterator[_Pair]:
   """A pair for all experts of a layer, of what was trained of gate and up, and one of down."""
   layers: dict[str, dict[str, Tensor]] = {}
   for name, tensor in published(cfg).items():
@@ -116,7 +116,7 @@ def _of_experts(cfg: OmniConfig, lora: Mapping[str, LoraPart], trained: Arrays) 
       rank = sum(part.rank for part in parts if part)
       scale = next(part.alpha / part.rank for part in parts if part)
       halves = [
-        part and (*_halves(trained, tensors[m], tensors[m].index[:-1]), part.alpha / part.rank / scale)
+        part and (*_halves(trainable, tensors[m], tensors[m].index[:-1]), part.alpha / part.rank / scale)
         for m, part in zip(matrices, parts, strict=True)
       ]
       rows, columns = tensors[matrices[0]].shape
@@ -134,8 +134,8 @@ def _of_experts(cfg: OmniConfig, lora: Mapping[str, LoraPart], trained: Arrays) 
       )
 
 
-def _halves(trained: Arrays, tensor: Tensor, index: tuple[int, ...]) -> Matrices:
-  a, b = (np.asarray(trained[f'{LORA}{tensor.row.ours}/{half}'], np.float32)[index] for half in 'ab')
+def _halves(trainable: Arrays, tensor: Tensor, index: tuple[int, ...]) -> Matrices:
+  a, b = (np.asarray(trainable[f'{LORA}{tensor.row.ours}/{half}'], np.float32)[index] for half in 'ab')
   return a, b
 
 

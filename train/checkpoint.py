@@ -1,6 +1,6 @@
 """Saving and going on: weights, optimiser, place in the data, step and configuration in one checkpoint, written by Orbax.
 
-    RUN/checkpoints/STEP/params   the parts (audio, vision, thinker) with a trained parameter, whole: what `convert to-hf` takes
+    RUN/checkpoints/STEP/params   the parts (audio, vision, thinker) with a trainable parameter, whole: what `convert to-hf` takes
                          state    step, optimiser, averages, LoRA's matrices
                          data     where the loader stands, over all processes
                          config   the run's resolved configuration
@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from qwen3_omni_jax.weights.originals import small_files
 
-from .state import LORA, Roles, TrainState, flat, nested
+from .state import LORA, Roles, TrainState, flatten, unflatten
 
 log = logging.getLogger(__name__)
 ITEMS = ('params', 'state', 'data', 'config')
@@ -51,9 +51,9 @@ class Checkpoints:
         if not (self.folder / name).exists():
           shutil.copyfile(path, self.folder / name)
 
-  def save(self, state: TrainState, who: Roles, data: dict[str, Any], config: dict[str, Any]) -> None:
+  def save(self, state: TrainState, roles: Roles, data: dict[str, Any], config: dict[str, Any]) -> None:
     """Begins to save; returns when the state may be changed again. data: of this process's loader alone or merged."""
-    params, rest = _split(state, who)
+    params, rest = _split(state, roles)
     items = ocp.args.Composite(
       params=ocp.args.StandardSave(params),
       state=ocp.args.StandardSave(rest),
@@ -75,12 +75,12 @@ class Checkpoints:
     for step in self.steps():
       try:
         found = self._manager.item_metadata(step).params
-        return {path: leaf.dtype for path, leaf in flat(getattr(found, 'tree', found)).items()}
+        return {path: leaf.dtype for path, leaf in flatten(getattr(found, 'tree', found)).items()}
       except Exception:  # a damaged one: restore tells
         continue
     return {}
 
-  def restore(self, like: TrainState, who: Roles) -> tuple[TrainState, dict[str, Any], dict[str, Any]] | None:
+  def restore(self, like: TrainState, roles: Roles) -> tuple[TrainState, dict[str, Any], dict[str, Any]] | None:
     """(state, data, config) of the newest checkpoint that can be read; None if there is none at all.
 
     like: shapes, dtypes and shardings; frozen parts that no checkpoint holds are taken from it as they are. A checkpoint that is
@@ -88,7 +88,7 @@ class Checkpoints:
     """
     failed = []
     for step in self.steps():
-      params, rest = _split(like, who)
+      params, rest = _split(like, roles)
       items = ocp.args.Composite(
         params=ocp.args.StandardRestore(params),
         state=ocp.args.StandardRestore(rest),
@@ -125,11 +125,11 @@ class Checkpoints:
     self._manager.close()
 
 
-def _split(state: TrainState, who: Roles) -> tuple[dict, dict]:
+def _split(state: TrainState, roles: Roles) -> tuple[dict, dict]:
   """What `params` and `state` hold. Orbax refuses an empty tree, so LoRA alone saves a single zero as its params."""
-  every = {**state.frozen, **state.trained}
-  params = {path: p for path, p in every.items() if path.split('/')[0] in who.trained_parts}
-  lora = {path: p for path, p in state.trained.items() if path.startswith(LORA)}
+  every = {**state.frozen, **state.trainable}
+  params = {path: p for path, p in every.items() if path.split('/')[0] in roles.trainable_parts}
+  lora = {path: p for path, p in state.trainable.items() if path.startswith(LORA)}
   rest = {
     'step': state.step,
     'skipped': state.skipped,
@@ -138,7 +138,7 @@ def _split(state: TrainState, who: Roles) -> tuple[dict, dict]:
     'ema': state.ema or {},
   }
   rest = {name: value for name, value in rest.items() if not isinstance(value, dict) or value}
-  return nested(params) or {'none': state.step}, rest
+  return unflatten(params) or {'none': state.step}, rest
 
 
 def enumerate_leaves(tree: Any):
@@ -148,7 +148,7 @@ def enumerate_leaves(tree: Any):
 
 def _joined(like: TrainState, params: dict, rest: dict) -> TrainState:
   """The state as it was saved, with the frozen parts of `like` that were not."""
-  found = flat(params) | rest.get('lora', {})
+  found = flatten(params) | rest.get('lora', {})
   leaves, structure = jax.tree.flatten(like.optimiser)
   optimiser = jax.tree.unflatten(structure, [rest['optimiser'][str(i)] for i in range(len(leaves))])
   return like.replace(
@@ -156,7 +156,7 @@ def _joined(like: TrainState, params: dict, rest: dict) -> TrainState:
     skipped=rest['skipped'],
     optimiser=optimiser,
     ema=rest.get('ema') if like.ema is not None else None,
-    trained={path: found[path] for path in like.trained},
+    trainable={path: found[path] for path in like.trainable},
     frozen={path: found.get(path, p) for path, p in like.frozen.items()},
   )
 

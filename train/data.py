@@ -21,7 +21,7 @@ from qwen3_omni_jax.media.processor import Processor
 
 from .batch import TrainBatch
 from .mask import Marks
-from .packing import Bins, LaneShape, Need, Placed, assemble, choose, fill
+from .packing import Bins, LaneShape, Need, Placed, assemble_batch, choose_next, fill
 from .records import KINDS, Example, Form, Reader, Rules
 from .sources import Source, open_source
 
@@ -222,7 +222,7 @@ class _Lane:
       self._refill()
       # The one that has waited longest goes in first, so that none waits for ever.
       candidates = [item.need for item in (self.waiting if chosen else self.waiting[:1])]
-      if (found := choose(bins, candidates)) is None:
+      if (found := choose_next(bins, candidates)) is None:
         self.state.waiting = [item.key for item in self.waiting]
         return chosen
       which, where = found
@@ -326,7 +326,7 @@ class Loader:
             raise ValueError('no record of the sources can be used; see the reasons above')
           put(None)
           return
-        batch = assemble(
+        batch = assemble_batch(
           [(lane.number, [p for _, p in chosen]) for lane, chosen in zip(lanes, filled, strict=True)],
           self.shape,
           self.model.thinker,

@@ -1,9 +1,9 @@
-"""How gradients become steps: optax gives the direction, each parameter's part its rate and decay.
+"""How gradients become updates: optax gives the direction, each parameter's part its learning rate and weight decay.
 
-    parameter -= rate(part, step) * (direction + weight_decay(part) * parameter)
+    parameter -= lr(part, step) * (update + weight_decay(part) * parameter)
 
-The rate is ours, not optax's, so that it follows the run's step count also when a step was skipped, and so that one optimiser
-state serves parts with different rates.
+The learning rate is applied here, not by optax, so that it follows the run's step count also when a step was skipped, and so that
+one optimiser state serves parts with different rates.
 """
 
 import math
@@ -24,8 +24,8 @@ from .config import Optimiser
 _MUON_RMS = 0.2  # of a step's entries, as Adam's are about; from "Muon is scalable for LLM training", section 2.2
 
 
-def direction(cfg: Optimiser, specs: Mapping[str, Param]) -> optax.GradientTransformation:
-  """The optimiser without its rate. specs: of the trained parameters, by path."""
+def make_transform(cfg: Optimiser, specs: Mapping[str, Param]) -> optax.GradientTransformation:
+  """The optax transformation, without the learning rate. specs: of the trainable parameters, by path."""
   adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.dtype)
   if cfg.name == 'adamw':
     return adam
@@ -64,8 +64,8 @@ def _muon_scale(param: Param, axes: Any) -> float:
   return _MUON_RMS * math.sqrt(max(math.prod(param.shape[a] for a in side) for side in (axes.reduction_axis, axes.output_axis)))
 
 
-def rate(cfg: Optimiser, steps: int, step: Int[Array, '']) -> Float[Array, '']:
-  """Share of the highest rate at a step of the run: up to 1 in `warmup` steps, then down to `final` at the last."""
+def lr_factor(cfg: Optimiser, steps: int, step: Int[Array, '']) -> Float[Array, '']:
+  """Learning rate at a step, as a share of the highest: up to 1 in `warmup` steps, then down to `final` at the last."""
   at = step.astype(jnp.float32)
   warm = jnp.minimum((at + 1) / max(cfg.warmup, 1), 1.0)
   done = jnp.clip((at - cfg.warmup) / max(steps - cfg.warmup - 1, 1), 0.0, 1.0)
@@ -80,6 +80,6 @@ def rate(cfg: Optimiser, steps: int, step: Int[Array, '']) -> Float[Array, '']:
   return warm * (cfg.final + (1 - cfg.final) * left)
 
 
-def norm(tree) -> Float[Array, '']:
-  """Root of the sum of all squares, float32."""
+def global_norm(tree) -> Float[Array, '']:
+  """Square root of the sum of all squares, float32."""
   return jnp.sqrt(sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(tree)))

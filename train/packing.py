@@ -130,7 +130,7 @@ class Placed:
   visual: list[int]
 
 
-def choose(bins: Bins, needs: Sequence[Need]) -> tuple[int, tuple[int, list[int], list[int]]] | None:
+def choose_next(bins: Bins, needs: Sequence[Need]) -> tuple[int, tuple[int, list[int], list[int]]] | None:
   """(which, where) of the next example to place, of those waiting in order of arrival; None if none fits.
 
   The first one of an empty lane goes in first, so that none waits for ever; then the longest that fits.
@@ -141,7 +141,7 @@ def choose(bins: Bins, needs: Sequence[Need]) -> tuple[int, tuple[int, list[int]
   return None
 
 
-def assemble(lanes: Sequence[tuple[int, Sequence[Placed]]], shape: LaneShape, cfg: ThinkerConfig) -> TrainBatch:
+def assemble_batch(lanes: Sequence[tuple[int, Sequence[Placed]]], shape: LaneShape, cfg: ThinkerConfig) -> TrainBatch:
   """The rows of these lanes, each given with its number among all lanes of the run.
 
   Feature indices count through the media of all lanes in order of their numbers, whichever lanes are here.

@@ -95,10 +95,10 @@ def flops_of(cfg: OmniConfig, job: Job) -> dict[str, float]:
   """FLOPs by 'part.kind' over all devices."""
   if job.kind != 'train':
     return forward_flops(cfg, work_of(cfg, job))
-  from .state import roles
+  from .state import assign_roles
   from .utilisation import learning
 
-  return train_flops(cfg, work_of(cfg, job), *learning(roles(cfg, recipe_of(job))))
+  return train_flops(cfg, work_of(cfg, job), *learning(assign_roles(cfg, recipe_of(job))))
 
 
 def recipe_of(job: Job):

@@ -38,7 +38,7 @@ def _train(cfg: OmniConfig, job: Job, mesh):
   batch = jax.tree.map(cut, batch, batch_specs(batch, mesh))
   out = (state_shardings(cfg, recipe, mesh), NamedSharding(mesh, PartitionSpec()))
   step = jax.jit(make_step(cfg, recipe), donate_argnums=0, out_shardings=out)
-  held = {'weights': (state.trained, state.frozen), 'optimiser': (state.optimiser, state.ema), 'activations': batch}
+  held = {'weights': (state.trainable, state.frozen), 'optimiser': (state.optimiser, state.ema), 'activations': batch}
   return step, (state, batch), held
 
 

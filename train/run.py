@@ -34,7 +34,7 @@ from .data import make_loader, merge_states
 from .feed import Feed, share_of_process
 from .metrics import Metrics
 from .run_config import Run
-from .state import PARTS, Roles, TrainState, abstract_state, flat, init_state, load_shardings, roles
+from .state import PARTS, Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings
 from .step import compiled_step, eval_sums
 from .utilisation import step_flops
 
@@ -52,20 +52,20 @@ def train(run: Run) -> TrainState:
   mesh = make_mesh(mesh_shape(run.mesh, jax.device_count(), run.slices), slices=run.slices)
   model, out = local_folder(run.model), pathlib.Path(run.out)
   cfg = load_config(model)
-  who = roles(cfg, run)
-  _say(_summary(cfg, who, mesh))
+  roles = assign_roles(cfg, run)
+  _say(_summary(cfg, roles, mesh))
 
   out.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(out / 'checkpoints', keep=run.save.keep, keep_every=run.save.keep_every)
   checkpoints.describe(model)
-  state, data_state = begin_or_resume(run, cfg, who, mesh, model, checkpoints)
+  state, data_state = begin_or_resume(run, cfg, roles, mesh, model, checkpoints)
   _write_config(out, run)
   done = int(state.step)
 
   processor = Processor.from_folder(model)
   share, shares = share_of_process(run.data.rows, mesh)
   loader = make_loader(run.data, processor, share, shares, data_state)
-  feed = Feed(loader, run.step.accumulate, mesh, shares, functools.partial(step_flops, cfg, who))
+  feed = Feed(loader, run.step.accumulate, mesh, shares, functools.partial(step_flops, cfg, roles))
   step = compiled_step(cfg, run, mesh)
   evaluate = _evaluation(run, cfg, processor, mesh, share, shares)
   metrics = Metrics(
@@ -76,7 +76,7 @@ def train(run: Run) -> TrainState:
   def save() -> None:
     metrics.flush()  # a run killed after the checkpoint does not do this step again
     begun = time.perf_counter()
-    checkpoints.save(state, who, merged_over_processes(loader.get_state(), merge_states), to_data(run))
+    checkpoints.save(state, roles, merged_over_processes(loader.get_state(), merge_states), to_data(run))
     metrics.waited('checkpoint_s', time.perf_counter() - begun)
 
   saved = done if data_state is not None else -1
@@ -107,19 +107,19 @@ def train(run: Run) -> TrainState:
   if done < run.steps:
     _say(f'stopped by SIGTERM after step {done}, {time.perf_counter() - asked.at:.1f} s ago; saved: the same command goes on')
     raise SystemExit(0)
-  leave(run, cfg, who, state, out, model)
+  leave(run, cfg, roles, state, out, model)
   return state
 
 
 def begin_or_resume(
-  run: Run, cfg: OmniConfig, who: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints
+  run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, dict[str, Any] | None]:
   """(state, where the data stand): the newest checkpoint's, else the model's or random weights at the beginning of the data."""
   if not checkpoints.steps():
     params = None if run.init == 'random' else load_params(model, cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
     return init_state(params, cfg, run, mesh, run.seed), None
-  state = _frozen_only(run, cfg, who, mesh, model, checkpoints)
-  restored = checkpoints.restore(state, who)
+  state = _frozen_only(run, cfg, roles, mesh, model, checkpoints)
+  restored = checkpoints.restore(state, roles)
   assert restored is not None
   state, data, config = restored
   free = ('out', 'export', 'log', 'save')
@@ -128,15 +128,15 @@ def begin_or_resume(
   return state, data
 
 
-def _frozen_only(run: Run, cfg: OmniConfig, who: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints) -> TrainState:
+def _frozen_only(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints) -> TrainState:
   """Parameters of frozen parts; in place of all that is restored, shapes, dtypes and shardings."""
-  held = who.trained_parts
+  held = roles.trainable_parts
   parts = tuple(part for part in PARTS if part not in held)
   if run.init == 'random' and parts:
     frozen = init_state(None, cfg, run, mesh, run.seed).frozen
   else:
     shardings = {part: tree for part, tree in load_shardings(cfg, mesh).items() if part in parts}
-    frozen = flat(load_params(model, cfg, parts=parts, shardings=shardings)) if parts else {}
+    frozen = flatten(load_params(model, cfg, parts=parts, shardings=shardings)) if parts else {}
   dtypes = checkpoints.frozen_dtypes()
   like = abstract_state(cfg, run, mesh)
   of_frozen = {
@@ -171,21 +171,21 @@ def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, share: in
   return evaluate
 
 
-def leave(run: Run, cfg: OmniConfig, who: Roles, state: TrainState, out: pathlib.Path, model: pathlib.Path) -> None:
+def leave(run: Run, cfg: OmniConfig, roles: Roles, state: TrainState, out: pathlib.Path, model: pathlib.Path) -> None:
   """What is left when a run is complete: LoRA as an adapter, and the whole model in the published layout if asked for."""
   adapter = None
-  if who.lora:
-    gathered = _on_host({path: p for path, p in (state.ema or state.trained).items() if path.startswith('lora/')})
+  if roles.lora:
+    gathered = _on_host({path: p for path, p in (state.ema or state.trainable).items() if path.startswith('lora/')})
     adapter = out / 'adapter'
     if jax.process_index() == 0:
-      write_adapter(adapter, cfg, who.lora, gathered)
+      write_adapter(adapter, cfg, roles.lora, gathered)
       _say(f'{adapter}: the LoRA adapter')
   if run.export is None or jax.process_index() != 0:
     return
   from qwen3_omni_jax.weights.to_hf import convert_to_hf
 
-  trained = out / 'checkpoints' / str(int(state.step))
-  source, base = (trained, model) if who.trained_parts else (model, None)
+  checkpoint = out / 'checkpoints' / str(int(state.step))
+  source, base = (checkpoint, model) if roles.trainable_parts else (model, None)
   convert_to_hf(source, run.export, adapter=adapter, base=base)
   _say(f'{run.export}: the model in the published layout')
 
@@ -263,10 +263,10 @@ def _profiler(out: pathlib.Path, asked: _Asked, at: int | None):
       jax.profiler.stop_trace()
 
 
-def _summary(cfg: OmniConfig, who: Roles, mesh) -> str:
-  size = lambda paths: sum(int(np.prod(who.specs[path].shape)) for path in paths)
+def _summary(cfg: OmniConfig, roles: Roles, mesh) -> str:
+  size = lambda paths: sum(int(np.prod(roles.specs[path].shape)) for path in paths)
   shape = ' '.join(f'{axis}={n}' for axis, n in mesh.shape.items() if n > 1) or 'one device'
-  return f'{size(who.trained):,} parameters trained, {size(who.frozen):,} frozen; {shape}'
+  return f'{size(roles.trainable):,} parameters trained, {size(roles.frozen):,} frozen; {shape}'
 
 
 def _write_config(out: pathlib.Path, run: Run) -> None:

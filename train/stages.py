@@ -31,7 +31,7 @@ class LoraPart:
   lr: float = 1e-4
 
 
-def choose(params: Mapping[str, Param], parts: Sequence[Part]) -> dict[str, Part]:
+def match_parts(params: Mapping[str, Param], parts: Sequence[Part]) -> dict[str, Part]:
   """{path: its part} for every trained parameter.
 
   Raises ValueError for a pattern that is not a regular expression or decides nothing: a misspelt one would freeze in silence.
@@ -50,7 +50,7 @@ def choose(params: Mapping[str, Param], parts: Sequence[Part]) -> dict[str, Part
   return chosen
 
 
-def choose_lora(matrices: Iterable[str], parts: Sequence[LoraPart]) -> dict[str, LoraPart]:
+def match_lora(matrices: Iterable[str], parts: Sequence[LoraPart]) -> dict[str, LoraPart]:
   """{path: its LoRA} of the matrices that some pattern matches; the first one decides."""
   matrices = list(matrices)
   chosen = {

@@ -1,7 +1,7 @@
-"""What a run carries from step to step, and which of it is trained.
+"""The training state, and which parameters are trainable.
 
-Parameters are kept flat, by path, in two dictionaries: trained ones in float32 with optimiser state, frozen ones as they were
-loaded, without. The low-rank matrices of LoRA are trained parameters named `lora/PATH/a` and `lora/PATH/b`.
+Parameters are kept in two flat dictionaries by path: trainable ones in float32 with optimiser state, frozen ones as they were
+loaded, without. The low-rank matrices of LoRA are trainable parameters named `lora/PATH/a` and `lora/PATH/b`.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from qwen3_omni_jax.shapes import Array, Float, Int, Params
 from qwen3_omni_jax.sharding import param_shardings, partition
 
 from .config import Recipe
-from .optimiser import direction
-from .stages import LoraPart, Part, choose, choose_lora
+from .optimiser import make_transform
+from .stages import LoraPart, Part, match_lora, match_parts
 
 PARTS = ('audio', 'vision', 'thinker')  # what training reads and writes; the Talker's parts stay where they are
 LORA = 'lora/'
@@ -33,10 +33,10 @@ LORA = 'lora/'
 
 @flax.struct.dataclass
 class TrainState:
-  """step: of the run, skipped ones included. ema: averaged copies of the trained parameters, None without."""
+  """step: of the run, skipped ones included. ema: averaged copies of the trainable parameters, or None."""
 
   step: Int[Array, '']
-  trained: dict[str, Float[Array, '...']]
+  trainable: dict[str, Float[Array, '...']]
   frozen: dict[str, Array]
   optimiser: Any
   ema: dict[str, Float[Array, '...']] | None
@@ -45,57 +45,60 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-  """specs: of all parameters by path, LoRA's included. trained: the part each trained one belongs to. lora: of each adapted
-  matrix."""
+  """Which parameters are trainable, frozen or adapted by LoRA.
+
+  specs: of all parameters by path, LoRA's matrices included. trainable: the configured part that each trainable parameter belongs
+  to. lora: the configured part of each adapted matrix.
+  """
 
   specs: dict[str, Param]
-  trained: dict[str, Part]
+  trainable: dict[str, Part]
   lora: dict[str, LoraPart]
 
   @property
-  def trained_specs(self) -> dict[str, Param]:
-    return {path: self.specs[path] for path in self.trained}
+  def trainable_specs(self) -> dict[str, Param]:
+    return {path: self.specs[path] for path in self.trainable}
 
   @property
   def frozen(self) -> tuple[str, ...]:
-    return tuple(path for path in self.specs if path not in self.trained)
+    return tuple(path for path in self.specs if path not in self.trainable)
 
   @property
-  def trained_parts(self) -> tuple[str, ...]:
-    """Top-level parts with a trained parameter: those a checkpoint holds."""
-    return tuple(part for part in PARTS if any(path.startswith(f'{part}/') for path in self.trained))
+  def trainable_parts(self) -> tuple[str, ...]:
+    """Top-level parts with a trainable parameter: those a checkpoint holds."""
+    return tuple(part for part in PARTS if any(path.startswith(f'{part}/') for path in self.trainable))
 
 
-def roles(cfg: OmniConfig, recipe: Recipe) -> Roles:
-  """Who is what. Raises ValueError for patterns that match nothing, and for a matrix both trained and adapted."""
+def assign_roles(cfg: OmniConfig, recipe: Recipe) -> Roles:
+  """The role of every parameter. Raises ValueError for patterns that match nothing, and for a matrix both trained and adapted."""
   whole = omni_spec(cfg)
   specs = dict(leaves({part: whole[part] for part in PARTS}))
-  trained = choose(specs, recipe.parts)
+  trainable = match_parts(specs, recipe.parts)
   matrices = [path for path, param in specs.items() if lora_spec(path, param, 1)]
-  lora = choose_lora(matrices, recipe.lora)
-  if both := sorted(set(lora) & set(trained)):
+  lora = match_lora(matrices, recipe.lora)
+  if both := sorted(set(lora) & set(trainable)):
     raise ValueError(f'both trained and adapted by LoRA: {", ".join(both[:5])}; freeze them with a part of lr 0')
   for path, part in lora.items():
     for name, param in (lora_spec(path, specs[path], part.rank) or {}).items():
       specs[f'{LORA}{path}/{name}'] = param
-      trained[f'{LORA}{path}/{name}'] = Part(part.pattern, part.lr)
-  if not trained:
+      trainable[f'{LORA}{path}/{name}'] = Part(part.pattern, part.lr)
+  if not trainable:
     raise ValueError('nothing is trained: give parts or lora with a learning rate above 0')
-  return Roles(specs, trained, lora)
+  return Roles(specs, trainable, lora)
 
 
-def assemble(trained: Mapping[str, Array], frozen: Mapping[str, Array], who: Roles) -> Params:
+def merge_params(trainable: Mapping[str, Array], frozen: Mapping[str, Array], roles: Roles) -> Params:
   """The parameter tree that the networks take."""
-  flat: dict[str, Any] = {**frozen, **{path: p for path, p in trained.items() if not path.startswith(LORA)}}
-  for path, part in who.lora.items():
-    flat[path] = Lora(flat[path], trained[f'{LORA}{path}/a'], trained[f'{LORA}{path}/b'], part.alpha / part.rank)
-  return nested(flat)
+  by_path: dict[str, Any] = {**frozen, **{path: p for path, p in trainable.items() if not path.startswith(LORA)}}
+  for path, part in roles.lora.items():
+    by_path[path] = Lora(by_path[path], trainable[f'{LORA}{path}/a'], trainable[f'{LORA}{path}/b'], part.alpha / part.rank)
+  return unflatten(by_path)
 
 
-def nested(flat: Mapping[str, Any]) -> Params:
-  """The tree of a dictionary by path."""
+def unflatten(by_path: Mapping[str, Any]) -> Params:
+  """The nested dictionary of a flat one by path."""
   tree: dict = {}
-  for path, value in flat.items():
+  for path, value in by_path.items():
     *parents, name = path.split('/')
     node = tree
     for parent in parents:
@@ -104,27 +107,27 @@ def nested(flat: Mapping[str, Any]) -> Params:
   return tree
 
 
-def flat(tree: Params, prefix: str = '') -> dict[str, Any]:
-  """The dictionary by path of a nested one."""
+def flatten(tree: Params, prefix: str = '') -> dict[str, Any]:
+  """The flat dictionary by path of a nested one."""
   found = {}
   for name, value in tree.items():
     path = f'{prefix}{name}'
-    found |= flat(value, f'{path}/') if isinstance(value, Mapping) else {path: value}
+    found |= flatten(value, f'{path}/') if isinstance(value, Mapping) else {path: value}
   return found
 
 
 def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, seed: int = 0) -> TrainState:
   """The state before the first step, laid out on the mesh.
 
-  params: loaded ones (of PARTS), by the shardings of `load_shardings`; given away: trained ones become float32. None: random
+  params: loaded ones (of PARTS), by the shardings of `load_shardings`; given away: trainable ones become float32. None: random
   values, in float32. LoRA begins as no change at all.
   """
-  who = roles(cfg, recipe)
+  roles = assign_roles(cfg, recipe)
   cuts = state_shardings(cfg, recipe, mesh)
-  cut_of = {**cuts.trained, **cuts.frozen}
-  given = {} if params is None else flat(params)
-  loaded = {path: jax.device_put(p, cut_of[path]) for path, p in given.items() if path in who.specs}
-  new = {path: param for path, param in who.specs.items() if path not in loaded}
+  cut_of = {**cuts.trainable, **cuts.frozen}
+  given = {} if params is None else flatten(params)
+  loaded = {path: jax.device_put(p, cut_of[path]) for path, p in given.items() if path in roles.specs}
+  new = {path: param for path, param in roles.specs.items() if path not in loaded}
 
   def create():
     key = jax.random.key(seed)
@@ -133,13 +136,13 @@ def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, see
   with jax.set_mesh(mesh):
     everything = loaded | jax.jit(create, out_shardings={path: cut_of[path] for path in new})()
     widen = jax.jit(lambda x: x.astype(jnp.float32), donate_argnums=0)
-    trained = {path: widen(everything.pop(path)) for path in who.trained}
+    trainable = {path: widen(everything.pop(path)) for path in roles.trainable}
     # optax is not written for strict promotion
     with jax.numpy_dtype_promotion('standard'):
-      optimiser = jax.jit(direction(recipe.optimiser, who.trained_specs).init, out_shardings=cuts.optimiser)(trained)
-    copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=cuts.trained)
+      optimiser = jax.jit(make_transform(recipe.optimiser, roles.trainable_specs).init, out_shardings=cuts.optimiser)(trainable)
+    copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=cuts.trainable)
     zero = jax.device_put(jnp.int32(0), cuts.step)
-    return TrainState(zero, trained, everything, optimiser, copy(trained) if recipe.step.ema else None, jnp.copy(zero))
+    return TrainState(zero, trainable, everything, optimiser, copy(trainable) if recipe.step.ema else None, jnp.copy(zero))
 
 
 def abstract_state(cfg: OmniConfig, recipe: Recipe, mesh, frozen_dtype=jnp.bfloat16) -> TrainState:
@@ -150,26 +153,26 @@ def abstract_state(cfg: OmniConfig, recipe: Recipe, mesh, frozen_dtype=jnp.bfloa
 
 
 def _abstract(cfg: OmniConfig, recipe: Recipe, frozen_dtype) -> TrainState:
-  who = roles(cfg, recipe)
-  trained = {path: jax.ShapeDtypeStruct(param.shape, jnp.float32) for path, param in who.trained_specs.items()}
-  frozen = {path: jax.ShapeDtypeStruct(who.specs[path].shape, frozen_dtype) for path in who.frozen}
+  roles = assign_roles(cfg, recipe)
+  trainable = {path: jax.ShapeDtypeStruct(param.shape, jnp.float32) for path, param in roles.trainable_specs.items()}
+  frozen = {path: jax.ShapeDtypeStruct(roles.specs[path].shape, frozen_dtype) for path in roles.frozen}
   with jax.numpy_dtype_promotion('standard'):
-    optimiser = jax.eval_shape(direction(recipe.optimiser, who.trained_specs).init, trained)
+    optimiser = jax.eval_shape(make_transform(recipe.optimiser, roles.trainable_specs).init, trainable)
   count = jax.ShapeDtypeStruct((), jnp.int32)
-  return TrainState(count, trained, frozen, optimiser, dict(trained) if recipe.step.ema else None, count)
+  return TrainState(count, trainable, frozen, optimiser, dict(trainable) if recipe.step.ema else None, count)
 
 
 def state_shardings(cfg: OmniConfig, recipe: Recipe, mesh) -> TrainState:
   """A TrainState of NamedShardings: optimiser state and averages lie as their parameters do."""
-  who = roles(cfg, recipe)
-  cut = flat(param_shardings(nested(who.specs), mesh))
+  roles = assign_roles(cfg, recipe)
+  cut = flatten(param_shardings(unflatten(roles.specs), mesh))
   whole = NamedSharding(mesh, PartitionSpec())
   shapes = _abstract(cfg, recipe, jnp.bfloat16)
-  of_moment = functools.partial(_moment_sharding, specs=who.specs, mesh=mesh)
+  of_moment = functools.partial(_moment_sharding, specs=roles.specs, mesh=mesh)
   optimiser = jax.tree_util.tree_map_with_path(of_moment, shapes.optimiser)
-  trained = {path: cut[path] for path in who.trained}
-  ema = trained if recipe.step.ema else None
-  return TrainState(whole, trained, {path: cut[path] for path in who.frozen}, optimiser, ema, whole)
+  trainable = {path: cut[path] for path in roles.trainable}
+  ema = trainable if recipe.step.ema else None
+  return TrainState(whole, trainable, {path: cut[path] for path in roles.frozen}, optimiser, ema, whole)
 
 
 def _moment_sharding(at, leaf, *, specs: Mapping[str, Param], mesh) -> NamedSharding:
@@ -191,5 +194,5 @@ def load_shardings(cfg: OmniConfig, mesh) -> Params:
   return param_shardings({part: whole[part] for part in PARTS}, mesh)
 
 
-def optimiser_of(cfg: OmniConfig, recipe: Recipe) -> optax.GradientTransformation:
-  return direction(recipe.optimiser, roles(cfg, recipe).trained_specs)
+def build_optimiser(cfg: OmniConfig, recipe: Recipe) -> optax.GradientTransformation:
+  return make_transform(recipe.optimiser, assign_roles(cfg, recipe).trainable_specs)

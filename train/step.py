@@ -21,8 +21,8 @@ from qwen3_omni_jax.sharding import batch_axes, current_mesh, length_axis, parti
 from .batch import KINDS, TrainBatch
 from .config import Recipe
 from .losses import balance_loss, busiest_expert, by_kind, router_sums, token_losses, z_loss
-from .optimiser import direction, norm, rate
-from .state import Roles, TrainState, assemble, roles, state_shardings
+from .optimiser import global_norm, lr_factor, make_transform
+from .state import Roles, TrainState, assign_roles, merge_params, state_shardings
 
 Metrics = dict[str, Array]
 
@@ -53,24 +53,26 @@ def encode_media(params: Params, cfg: OmniConfig, media: Media, dtype, remat: st
 
 
 def loss_sums(
-  trained: dict[str, Array], frozen: dict[str, Array], batch: TrainBatch, *, cfg: OmniConfig, recipe: Recipe, who: Roles
+  trainable: dict[str, Array], frozen: dict[str, Array], batch: TrainBatch, *, cfg: OmniConfig, recipe: Recipe, roles: Roles
 ) -> tuple[Array, Metrics]:
-  """(what is minimised, times the weight of the batch's targets; sums for the metrics). Divided by the sum of weights over all
-  microbatches this is the mean over tokens, however the tokens were shared out; the router's losses are means over microbatches
-  weighted by their targets."""
-  how, dtype = recipe.step, jnp.dtype(recipe.step.dtype)
-  params = assemble(trained, frozen, who)
+  """(the loss times the total weight of the batch's targets, sums for the metrics).
+
+  Divided by the sum of weights over all microbatches this is the mean over tokens, however the tokens are divided into
+  microbatches; the router's losses are means over microbatches weighted by their targets.
+  """
+  step_cfg, dtype = recipe.step, jnp.dtype(recipe.step.dtype)
+  params = merge_params(trainable, frozen, roles)
   tokens = batch.tokens
   valid = tokens.segment != 0
-  features = encode_media(params, cfg, batch.media, dtype, how.encoder_remat)
+  features = encode_media(params, cfg, batch.media, dtype, step_cfg.encoder_remat)
   out, sums = thinker_forward(
     params['thinker'],
     cfg.thinker,
     tokens,
     features,
     dtype=dtype,
-    remat=how.remat,
-    dispatch=Dispatch(buffer=how.buffer),
+    remat=step_cfg.remat,
+    dispatch=Dispatch(buffer=step_cfg.buffer),
     observe=functools.partial(router_sums, valid),
   )
   losses = token_losses(out.hidden, params['thinker']['head'].astype(dtype), batch.targets, recipe.loss.chunk)
@@ -100,60 +102,62 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
   (load of the busiest expert, 1 = balanced), lost, grad_norm (before clipping), rate (share of the highest), skipped (steps so
   far), tokens, weight, and cross_entropy and weight by kind of record.
   """
-  who = roles(cfg, recipe)
-  towards = direction(recipe.optimiser, who.trained_specs)
-  sums_of = functools.partial(loss_sums, cfg=cfg, recipe=recipe, who=who)
+  roles = assign_roles(cfg, recipe)
+  transform = make_transform(recipe.optimiser, roles.trainable_specs)
+  sums_fn = functools.partial(loss_sums, cfg=cfg, recipe=recipe, roles=roles)
 
   def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-    grads, sums = _gradients(sums_of, state, batch, recipe, who)
+    grads, sums = _gradients(sums_fn, state, batch, recipe, roles)
     weight = jnp.where(sums['weight'] > 0, sums['weight'], 1)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
-    size = norm(grads)
-    clipped = _clip(grads, size, recipe.optimiser.clip)
-    directions: Any
+    grad_norm = global_norm(grads)
+    clipped = clip_by_norm(grads, grad_norm, recipe.optimiser.clip)
+    updates: Any
     with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
-      directions, optimiser = towards.update(clipped, state.optimiser, state.trained)
-    share = rate(recipe.optimiser, recipe.steps, state.step)
-    trained = {path: moved(state.trained[path], directions[path], share, path, who) for path in state.trained}
-    new, old = (trained, optimiser, _averaged(state.ema, trained, recipe.step.ema)), (state.trained, state.optimiser, state.ema)
+      updates, optimiser = transform.update(clipped, state.optimiser, state.trainable)
+    factor = lr_factor(recipe.optimiser, recipe.steps, state.step)
+    trainable = {path: apply_update(state.trainable[path], updates[path], factor, path, roles) for path in state.trainable}
+    new = (trainable, optimiser, update_ema(state.ema, trainable, recipe.step.ema))
+    old = (state.trainable, state.optimiser, state.ema)
     skipped = state.skipped
     if recipe.step.skip_nonfinite:
-      fine = jnp.isfinite(size) & jnp.isfinite(sums['total'])
-      new = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
-      skipped = skipped + jnp.where(fine, 0, 1)
-    trained, optimiser, ema = new
-    state = state.replace(step=state.step + 1, trained=trained, optimiser=optimiser, ema=ema, skipped=skipped)
-    return state, _metrics(sums, weight, size, share, skipped)
+      finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums['total'])
+      new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+      skipped = skipped + jnp.where(finite, 0, 1)
+    trainable, optimiser, ema = new
+    state = state.replace(step=state.step + 1, trainable=trainable, optimiser=optimiser, ema=ema, skipped=skipped)
+    return state, _metrics(sums, weight, grad_norm, factor, skipped)
 
   return step
 
 
-def _gradients(sums_of, state: TrainState, batch: TrainBatch, recipe: Recipe, who: Roles) -> tuple[dict[str, Array], Metrics]:
+def _gradients(sums_fn, state: TrainState, batch: TrainBatch, recipe: Recipe, roles: Roles) -> tuple[dict[str, Array], Metrics]:
   """Of the weighted sum of losses, with the sums of the metrics."""
   dtype = jnp.dtype(recipe.step.dtype)
-  compute = {path: p.astype(dtype) for path, p in state.trained.items()}  # rounded before they are gathered: half the traffic
-  gradient = jax.value_and_grad(sums_of, has_aux=True)
+  # rounded before they are gathered: half the traffic
+  compute_params = {path: p.astype(dtype) for path, p in state.trainable.items()}
+  gradient = jax.value_and_grad(sums_fn, has_aux=True)
   if recipe.step.accumulate == 1:
-    (_, sums), grads = gradient(compute, state.frozen, shard_batch(batch))
+    (_, sums), grads = gradient(compute_params, state.frozen, shard_batch(batch))
     return grads, sums
 
-  def one(total, micro):
-    (_, sums), grads = gradient(compute, state.frozen, shard_batch(micro))
-    return {path: _held(total[path] + g.astype(jnp.float32), path, who) for path, g in grads.items()}, sums
+  def accumulate(total, micro):
+    (_, sums), grads = gradient(compute_params, state.frozen, shard_batch(micro))
+    return {path: _shard_like_param(total[path] + g.astype(jnp.float32), path, roles) for path, g in grads.items()}, sums
 
-  zeros = {path: _held(jnp.zeros(p.shape, jnp.float32), path, who) for path, p in compute.items()}
-  grads, sums = jax.lax.scan(one, zeros, batch)
+  zeros = {path: _shard_like_param(jnp.zeros(p.shape, jnp.float32), path, roles) for path, p in compute_params.items()}
+  grads, sums = jax.lax.scan(accumulate, zeros, batch)
   return grads, jax.tree.map(lambda x: x.sum(axis=0), sums)
 
 
-def _held(x: Array, path: str, who: Roles) -> Array:
-  """Sums of gradients lie as their parameters do; the partitioner would keep them whole on every device."""
+def _shard_like_param(x: Array, path: str, roles: Roles) -> Array:
+  """Shards a sum of gradients as its parameter; the partitioner would keep it whole on every device."""
   mesh = current_mesh()
-  return x if mesh is None else jax.lax.with_sharding_constraint(x, partition(who.specs[path].axes, mesh))
+  return x if mesh is None else jax.lax.with_sharding_constraint(x, partition(roles.specs[path].axes, mesh))
 
 
 def shard_batch(batch: TrainBatch) -> TrainBatch:
-  """The batch held by rows (of tokens and of media) on the mesh in force."""
+  """The batch sharded by rows (of tokens and of media) on the current mesh."""
   mesh = current_mesh()
   return batch if mesh is None else jax.lax.with_sharding_constraint(batch, batch_specs(batch, mesh))
 
@@ -170,26 +174,27 @@ def batch_specs(batch: Any, mesh, stacked: bool = False) -> Any:
   return specs.replace(media=jax.tree.map(rows, batch.media), tokens=specs.tokens.replace(positions=place))
 
 
-def _clip(grads: dict[str, Array], size: Array, largest: float) -> dict[str, Array]:
-  if not largest:
+def clip_by_norm(grads: dict[str, Array], grad_norm: Array, max_norm: float) -> dict[str, Array]:
+  if not max_norm:
     return grads
-  factor = jnp.minimum(1.0, largest / jnp.maximum(size, 1e-12))
+  factor = jnp.minimum(1.0, max_norm / jnp.maximum(grad_norm, 1e-12))
   return {path: g * factor for path, g in grads.items()}
 
 
-def moved(p: Array, towards: Array, share: Array, path: str, who: Roles) -> Array:
-  part = who.trained[path]
-  decay = part.weight_decay if who.specs[path].init == 'normal' else 0.0  # matrices alone
-  return p - share * part.lr * (towards.astype(jnp.float32) + decay * p)
+def apply_update(p: Array, update: Array, factor: Array, path: str, roles: Roles) -> Array:
+  """The parameter after an update. factor: share of the highest learning rate."""
+  part = roles.trainable[path]
+  decay = part.weight_decay if roles.specs[path].init == 'normal' else 0.0  # matrices alone
+  return p - factor * part.lr * (update.astype(jnp.float32) + decay * p)
 
 
-def _averaged(ema, trained, decay: float):
-  return None if ema is None else {path: decay * ema[path] + (1 - decay) * p for path, p in trained.items()}
+def update_ema(ema, trainable, decay: float):
+  return None if ema is None else {path: decay * ema[path] + (1 - decay) * p for path, p in trainable.items()}
 
 
-def _metrics(sums: Metrics, weight: Array, size: Array, share: Array, skipped: Array) -> Metrics:
+def _metrics(sums: Metrics, weight: Array, grad_norm: Array, factor: Array, skipped: Array) -> Metrics:
   means = {name: sums[name] / weight for name in ('total', 'cross_entropy', 'balance', 'router_z', 'busiest') if name in sums}
-  metrics = {'loss': means.pop('total'), **means, 'grad_norm': size, 'rate': share, 'skipped': skipped}
+  metrics = {'loss': means.pop('total'), **means, 'grad_norm': grad_norm, 'rate': factor, 'skipped': skipped}
   metrics |= {name: sums[name] for name in ('lost', 'tokens', 'weight') if name in sums}
   for i, kind in enumerate(KINDS):
     metrics[f'weight/{kind}'] = sums['weight_by_kind'][i]
@@ -214,12 +219,12 @@ def compiled_step(
 
 def eval_sums(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBatch], Metrics]:
   """(state, batch) -> sums of cross-entropy and weights, in all and by kind, of the averaged weights where they are kept."""
-  who = roles(cfg, recipe)
+  roles = assign_roles(cfg, recipe)
 
   def run(state: TrainState, batch: TrainBatch) -> Metrics:
-    trained = state.trained if state.ema is None else state.ema
-    compute = {path: p.astype(jnp.dtype(recipe.step.dtype)) for path, p in trained.items()}
-    _, sums = loss_sums(compute, state.frozen, shard_batch(batch), cfg=cfg, recipe=recipe, who=who)
+    trainable = state.trainable if state.ema is None else state.ema
+    compute_params = {path: p.astype(jnp.dtype(recipe.step.dtype)) for path, p in trainable.items()}
+    _, sums = loss_sums(compute_params, state.frozen, shard_batch(batch), cfg=cfg, recipe=recipe, roles=roles)
     return {name: sums[name] for name in ('cross_entropy', 'weight', 'loss_by_kind', 'weight_by_kind')}
 
   return run

@@ -37,22 +37,22 @@ def _runs(segment) -> list[int]:
   return [int(n) for row in np.asarray(segment, np.int32) for n in np.bincount(row)[1:] if n]
 
 
-def step_flops(cfg: OmniConfig, who: Roles, batches: Sequence[TrainBatch]) -> float:
+def step_flops(cfg: OmniConfig, roles: Roles, batches: Sequence[TrainBatch]) -> float:
   """FLOPs of a step over these microbatches, forward and backward, by what is trained. LoRA's own matrices are not counted."""
   work = sum((work_of(cfg, batch) for batch in batches), Work())
-  return sum(train_flops(cfg, work, *learning(who)).values())
+  return sum(train_flops(cfg, work, *learning(roles)).values())
 
 
-def learning(who: Roles) -> tuple[list[str], tuple[str, ...]]:
+def learning(roles: Roles) -> tuple[list[str], tuple[str, ...]]:
   """What is trained, and what only lets gradients through, as flops.train_flops takes them."""
-  trained: list[str] = []
-  for part in who.trained_parts:
+  trainable: list[str] = []
+  for part in roles.trainable_parts:
     prefixes, adapter = _ADAPTERS.get(part, ((), part))
-    paths = [path for path in who.trained if path.startswith(f'{part}/')]
-    trained.append(adapter if all(path.startswith(prefixes or f'{part}/') for path in paths) else part)
-  adapted = {path.removeprefix(LORA).split('/')[0] for path in who.trained if path.startswith(LORA)}
-  passed = {*adapted, 'thinker'} - set(trained)  # all gradients come through the Thinker
-  return trained, tuple(passed)
+    paths = [path for path in roles.trainable if path.startswith(f'{part}/')]
+    trainable.append(adapter if all(path.startswith(prefixes or f'{part}/') for path in paths) else part)
+  adapted = {path.removeprefix(LORA).split('/')[0] for path in roles.trainable if path.startswith(LORA)}
+  passed = {*adapted, 'thinker'} - set(trainable)  # all gradients come through the Thinker
+  return trainable, tuple(passed)
 
 
 def peak() -> float | None:

@@ -97,7 +97,7 @@ def overfit(stage: str, model: pathlib.Path, folder: pathlib.Path, lr: float, st
   from qwen3_omni_jax.train.config import read
   from qwen3_omni_jax.train.run import train
   from qwen3_omni_jax.train.run_config import Run
-  from qwen3_omni_jax.train.state import PARTS, flat
+  from qwen3_omni_jax.train.state import PARTS, flatten
 
   from qwen3_omni_jax.weights.load import load_params
 
@@ -135,12 +135,12 @@ def overfit(stage: str, model: pathlib.Path, folder: pathlib.Path, lr: float, st
   faster = lambda parts: tuple(dataclasses.replace(part, lr=lr if part.lr else 0.0) for part in parts)
   began = time.perf_counter()
   state = train(dataclasses.replace(run, parts=faster(run.parts), lora=faster(run.lora)))
-  before = flat(load_params(model, parts=PARTS))
+  before = flatten(load_params(model, parts=PARTS))
   changed = [path for path, value in state.frozen.items() if not np.array_equal(np.asarray(value), np.asarray(before[path]))]
   assert not changed, f'frozen, but changed: {changed}'
   still = [
     path
-    for path, value in state.trained.items()
+    for path, value in state.trainable.items()
     if path in before and np.array_equal(np.asarray(value), np.asarray(before[path], np.float32))
   ]
   lines = json_lines(folder / stage / 'metrics.jsonl')
@@ -153,7 +153,7 @@ def overfit(stage: str, model: pathlib.Path, folder: pathlib.Path, lr: float, st
     'first_loss': round(lines[0]['loss'], 4),
     'largest_of_last_10_losses': round(max(x['loss'] for x in last), 5),
     'first_step_below': next((x['step'] for x in lines if x['loss'] < BOUND), None),
-    'trained': len(state.trained),
+    'trained': len(state.trainable),
     'trained_but_unmoved': still,
     'frozen': len(state.frozen),
     'frozen_that_changed': 0,

@@ -6,7 +6,7 @@ import pytest
 from qwen3_omni_jax.train.config import Optimiser, Recipe, fill, read, to_data
 from qwen3_omni_jax.train.run_config import Run
 from qwen3_omni_jax.train.stages import LoraPart, Part
-from qwen3_omni_jax.train.state import roles
+from qwen3_omni_jax.train.state import assign_roles
 
 from tests.train import batches
 
@@ -19,7 +19,7 @@ def test_a_shipped_configuration_is_valid_and_survives_being_written(name):
   run.check()
   assert fill(Run, to_data(run)) == run
   if run.parts or run.lora:
-    assert roles(batches.config(), run).trained
+    assert assign_roles(batches.config(), run).trainable
 
 
 def test_every_mistake_is_listed_with_what_was_meant():
@@ -46,9 +46,9 @@ def test_overrides_are_yaml_and_reach_into_objects(tmp_path):
 
 
 def test_the_first_matching_part_decides_and_the_rest_is_frozen():
-  who = roles(batches.config(), Recipe((Part('audio/proj[12]/', 0.0), Part('audio/', 1e-4))))
-  assert who.trained and all(path.startswith('audio/') and '/proj' not in path for path in who.trained)
-  assert {'audio/proj1/kernel', 'thinker/embed', 'vision/positions'} <= set(who.frozen)
+  roles = assign_roles(batches.config(), Recipe((Part('audio/proj[12]/', 0.0), Part('audio/', 1e-4))))
+  assert roles.trainable and all(path.startswith('audio/') and '/proj' not in path for path in roles.trainable)
+  assert {'audio/proj1/kernel', 'thinker/embed', 'vision/positions'} <= set(roles.frozen)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_the_first_matching_part_decides_and_the_rest_is_frozen():
 )
 def test_patterns_that_cannot_be_meant_are_refused(recipe, message):
   with pytest.raises(ValueError, match=message):
-    roles(batches.config(), recipe)
+    assign_roles(batches.config(), recipe)

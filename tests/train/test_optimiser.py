@@ -6,10 +6,10 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 from qwen3_omni_jax.train.config import Optimiser, Recipe
-from qwen3_omni_jax.train.optimiser import direction
+from qwen3_omni_jax.train.optimiser import make_transform
 from qwen3_omni_jax.train.stages import LoraPart, Part
-from qwen3_omni_jax.train.state import roles
-from qwen3_omni_jax.train.step import moved
+from qwen3_omni_jax.train.state import assign_roles
+from qwen3_omni_jax.train.step import apply_update
 
 from tests.train import batches
 
@@ -39,12 +39,12 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
     lora=(LoraPart('vision/layers/mlp/up', 3, lr=RATE),),
     optimiser=Optimiser('muon'),
   )
-  who, rng = roles(batches.config(), recipe), np.random.default_rng(0)
-  assert set(who.trained) == {*MATRICES, *OTHERS}
-  draw = lambda: {path: rng.standard_normal(param.shape, dtype=np.float32) for path, param in who.trained_specs.items()}
-  params, ours = draw(), direction(recipe.optimiser, who.trained_specs)
+  roles, rng = assign_roles(batches.config(), recipe), np.random.default_rng(0)
+  assert set(roles.trainable) == {*MATRICES, *OTHERS}
+  draw = lambda: {path: rng.standard_normal(param.shape, dtype=np.float32) for path, param in roles.trainable_specs.items()}
+  params, ours = draw(), make_transform(recipe.optimiser, roles.trainable_specs)
   some = lambda tree, group: {path: tree[path] for path in group}
-  decayed = {path: param.init == 'normal' and not path.startswith('lora/') for path, param in who.trained_specs.items()}
+  decayed = {path: param.init == 'normal' and not path.startswith('lora/') for path, param in roles.trainable_specs.items()}
   mask = lambda tree: some(decayed, tree)
   axes = {path: MuonDimensionNumbers(*axes) for path, axes in MATRICES.items()}
   theirs = {
@@ -59,8 +59,8 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
   with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
     state, update = ours.init(params), fast(ours.update)
     for gradient in gradients:
-      towards, state = update(gradient, state, params)
-      params = {path: moved(p, towards[path], jnp.float32(1), path, who) for path, p in params.items()}
+      updates, state = update(gradient, state, params)
+      params = {path: apply_update(p, updates[path], jnp.float32(1), path, roles) for path, p in params.items()}
     for group, optimiser in theirs.items():
       own = some(expected, group)
       state, update = optimiser.init(own), fast(optimiser.update)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from qwen3_omni_jax.train.data import Loader, example_stream
-from qwen3_omni_jax.train.packing import Bins, LaneShape, Need, Placed, assemble
+from qwen3_omni_jax.train.packing import Bins, LaneShape, Need, Placed, assemble_batch
 from qwen3_omni_jax.train.records import KINDS
 
 from qwen3_omni_jax.infer.collate import Media, collate
@@ -39,7 +39,7 @@ def setting(tiny_folder, samples, tmp_path_factory):
 
 def packed(examples, shape, cfg):
   bins = Bins.of(shape)
-  return assemble([(0, [Placed(e, *bins.place(Need.of(e, cfg))) for e in examples])], shape, cfg)
+  return assemble_batch([(0, [Placed(e, *bins.place(Need.of(e, cfg))) for e in examples])], shape, cfg)
 
 
 def test_encoder_rows_shared_by_clips_and_frames_give_each_its_own_features(setting):
@@ -89,8 +89,8 @@ def test_tokens_of_media_point_at_their_features_whatever_lane_they_are_in(setti
   cfg, _, examples, shape = setting
   bins = Bins.of(shape)
   placed = [Placed(e, *bins.place(Need.of(e, cfg))) for e in examples]
-  first, third = assemble([(0, placed)], shape, cfg), assemble([(2, placed)], shape, cfg)
-  whole = assemble([(0, []), (1, []), (2, placed)], shape, cfg)
+  first, third = assemble_batch([(0, placed)], shape, cfg), assemble_batch([(2, placed)], shape, cfg)
+  whole = assemble_batch([(0, []), (1, []), (2, placed)], shape, cfg)
   for name, per_lane in (('audio_index', 2 * 8 * 13), ('visual_index', 1024 // 4)):
     a, b = np.asarray(getattr(first.tokens, name)), np.asarray(getattr(third.tokens, name))
     np.testing.assert_array_equal(np.where(a >= 0, a + 2 * per_lane, -1), b)

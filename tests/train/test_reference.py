@@ -9,7 +9,7 @@ from qwen3_omni_jax.tools.tiny import make_checkpoint
 from qwen3_omni_jax.train.batch import TrainBatch
 from qwen3_omni_jax.train.config import Recipe, Step
 from qwen3_omni_jax.train.stages import Part
-from qwen3_omni_jax.train.state import PARTS, flat, roles
+from qwen3_omni_jax.train.state import PARTS, assign_roles, flatten
 from qwen3_omni_jax.train.step import loss_sums
 
 from qwen3_omni_jax.infer.collate import collate
@@ -64,10 +64,10 @@ def of_ours(omni: Omni, rows) -> dict:
   shift = lambda x: np.concatenate([x[:, 1:], np.zeros_like(x[:, :1])], axis=1)
   weights = ((segment != 0) & (shift(segment) != 0)).astype(np.float32)
   batch = TrainBatch(packed.tokens, packed.media, shift(ids), weights, np.zeros_like(ids))
-  sums_of = functools.partial(loss_sums, cfg=omni.cfg, recipe=RECIPE, who=roles(omni.cfg, RECIPE))
-  gradient = jax.jit(jax.value_and_grad(sums_of, has_aux=True), compiler_options=FAST_TO_COMPILE)
-  trained = {path: p for path, p in flat(omni.params).items() if path.split('/')[0] in PARTS}
-  (_, sums), grads = jax.device_get(gradient(trained, {}, batch))
+  sums_fn = functools.partial(loss_sums, cfg=omni.cfg, recipe=RECIPE, roles=assign_roles(omni.cfg, RECIPE))
+  gradient = jax.jit(jax.value_and_grad(sums_fn, has_aux=True), compiler_options=FAST_TO_COMPILE)
+  trainable = {path: p for path, p in flatten(omni.params).items() if path.split('/')[0] in PARTS}
+  (_, sums), grads = jax.device_get(gradient(trainable, {}, batch))
   gradients = {
     name: tensor.to_theirs(grads[tensor.row.ours][tensor.index]) / sums['weight']
     for name, tensor in published(omni.cfg).items()

@@ -15,7 +15,7 @@ from qwen3_omni_jax.train.data import DataConfig, SourceConfig
 from qwen3_omni_jax.train.run import _Asked, _profiler, train
 from qwen3_omni_jax.train.run_config import Evaluation, Run
 from qwen3_omni_jax.train.stages import LoraPart
-from qwen3_omni_jax.train.state import assemble, flat, roles
+from qwen3_omni_jax.train.state import assign_roles, flatten, merge_params
 
 from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.nn.lora import Lora
@@ -115,16 +115,16 @@ def test_an_adapter_merges_to_what_was_trained_with(tiny_folder, tmp_path):
     'thinker/head',
   )
   recipe = Recipe(lora=tuple(LoraPart(pattern, 2 + i, 3.0) for i, pattern in enumerate(patterns)))
-  who = roles(cfg, recipe)
+  roles = assign_roles(cfg, recipe)
   rng = np.random.default_rng(0)
-  trained = {path: rng.standard_normal(param.shape, dtype=np.float32) for path, param in who.trained_specs.items()}
-  write_adapter(tmp_path / 'adapter', cfg, who.lora, trained)
+  trainable = {path: rng.standard_normal(param.shape, dtype=np.float32) for path, param in roles.trainable_specs.items()}
+  write_adapter(tmp_path / 'adapter', cfg, roles.lora, trainable)
   convert_to_hf(tiny_folder, tmp_path / 'merged', adapter=tmp_path / 'adapter')
   parts = ('audio', 'vision', 'thinker')
-  merged = flat(load_params(tmp_path / 'merged', cfg, parts=parts))
-  tree = assemble(trained, flat(load_params(tiny_folder, cfg, dtype='float32', parts=parts)), who)
-  assert sum(isinstance(leaf, Lora) for leaf in flat(tree).values()) == len(who.lora) == 8
-  for path, leaf in flat(tree).items():
+  merged = flatten(load_params(tmp_path / 'merged', cfg, parts=parts))
+  tree = merge_params(trainable, flatten(load_params(tiny_folder, cfg, dtype='float32', parts=parts)), roles)
+  assert sum(isinstance(leaf, Lora) for leaf in flatten(tree).values()) == len(roles.lora) == 8
+  for path, leaf in flatten(tree).items():
     ours = np.asarray(jax.numpy.asarray(leaf.astype(np.float32)).astype(merged[path].dtype))
     bound = 2**-7 * np.abs(ours.astype(np.float32)).max()  # merged in another order, then rounded to bfloat16
     assert np.abs(ours.astype(np.float32) - merged[path].astype(np.float32)).max() <= bound, path

@@ -1,4 +1,4 @@
-"""A step of training: who moves and who does not, microbatches, meshes, skipped steps."""
+"""A step of training: which parameters change and which do not, microbatches, meshes, skipped steps."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step
 from qwen3_omni_jax.train.stages import LoraPart, Part
-from qwen3_omni_jax.train.state import flat, init_state, roles
+from qwen3_omni_jax.train.state import assign_roles, flatten, init_state
 from qwen3_omni_jax.train.step import compiled_step, loss_sums
 
 from qwen3_omni_jax.sharding import make_mesh
@@ -49,15 +49,15 @@ def assert_same_step(got, expected, rtol):
   (state, metrics), (state2, metrics2) = got, expected
   np.testing.assert_allclose(metrics['loss'], metrics2['loss'], rtol=1e-5)
   np.testing.assert_allclose(metrics['grad_norm'], metrics2['grad_norm'], rtol=1e-4)
-  for path, value in state2.trained.items():
-    moved = np.abs(value - state.trained[path]).max()
+  for path, value in state2.trainable.items():
+    moved = np.abs(value - state.trainable[path]).max()
     assert moved <= rtol * 1e-3, f'{path}: {moved:.1e}'  # of the rate: steps of Adam have about its size
 
 
 def test_a_step_on_every_modality_trains_all_that_it_should():
-  before = flat(batches.params())
+  before = flatten(batches.params())
   state, metrics = one_step()
-  still = [path for path, value in state.trained.items() if np.array_equal(value, before[path])]
+  still = [path for path, value in state.trainable.items() if np.array_equal(value, before[path])]
   assert not still and not state.frozen
   assert np.isfinite(metrics['loss']) and metrics['skipped'] == 0 and metrics['lost'] == 0 and state.step == 1
   assert metrics['weight'] == batches.batch().weights.sum()
@@ -66,15 +66,15 @@ def test_a_step_on_every_modality_trains_all_that_it_should():
 
 
 def test_frozen_parts_do_not_change_by_a_bit():
-  before = flat(batches.params())
+  before = flatten(batches.params())
   state, _ = run(ADAPTER, batches.batch(), steps=2)
-  assert {path for path in state.trained if not path.startswith('lora/')} == {p for p in before if p.startswith('audio/proj')}
+  assert {path for path in state.trainable if not path.startswith('lora/')} == {p for p in before if p.startswith('audio/proj')}
   assert all(np.array_equal(value, before[path]) for path, value in state.frozen.items())
-  assert set(state.frozen) | set(state.trained) >= set(before)
-  adapted = [path for path in state.trained if path.startswith('lora/thinker') and path.endswith('/b')]
-  assert len(adapted) == 3 and all(np.abs(state.trained[path]).max() > 0 for path in adapted)
+  assert set(state.frozen) | set(state.trainable) >= set(before)
+  adapted = [path for path in state.trainable if path.startswith('lora/thinker') and path.endswith('/b')]
+  assert len(adapted) == 3 and all(np.abs(state.trainable[path]).max() > 0 for path in adapted)
   moments = [key for path, _ in jax.tree_util.tree_leaves_with_path(state.optimiser) for key in path if hasattr(key, 'key')]
-  assert {m.key for m in moments} == set(state.trained)  # frozen ones have no optimiser state
+  assert {m.key for m in moments} == set(state.trainable)  # frozen ones have no optimiser state
 
 
 def test_accumulated_microbatches_equal_one_batch():
@@ -108,9 +108,9 @@ def test_a_step_that_computes_again_what_it_dropped_has_the_same_gradients():
 def test_policies_compute_again_what_they_say():
   def matmuls(policy):
     recipe = recomputing(policy)
-    sums_of = functools.partial(loss_sums, cfg=batches.config(), recipe=recipe, who=roles(batches.config(), recipe))
-    gradient = jax.jit(jax.grad(sums_of, has_aux=True))
-    return gradient.lower(flat(batches.params()), {}, batches.batch()).as_text().count('dot_general')
+    sums_fn = functools.partial(loss_sums, cfg=batches.config(), recipe=recipe, roles=assign_roles(batches.config(), recipe))
+    gradient = jax.jit(jax.grad(sums_fn, has_aux=True))
+    return gradient.lower(flatten(batches.params()), {}, batches.batch()).as_text().count('dot_general')
 
   counts = [matmuls(policy) for policy in ('none', 'dots', 'full')]
   assert counts[0] < counts[1] < counts[2], counts
@@ -126,9 +126,9 @@ def test_a_step_on_a_mesh_equals_that_of_one_device():
 def test_a_step_that_is_not_finite_is_skipped_and_counted():
   bad = batches.batch()
   bad.media.audio[0].mel[0, 0, 0] = np.inf
-  before = flat(batches.params())
+  before = flatten(batches.params())
   state, metrics = run(dataclasses.replace(EXACT, step=dataclasses.replace(EXACT.step, ema=0.9)), bad, steps=2)
   assert metrics['skipped'] == 2 and state.step == 2 and not np.isfinite(metrics['loss'])
-  assert all(np.array_equal(value, before[path]) for path, value in state.trained.items())
+  assert all(np.array_equal(value, before[path]) for path, value in state.trainable.items())
   assert all(np.array_equal(value, before[path]) for path, value in state.ema.items())
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.optimiser))

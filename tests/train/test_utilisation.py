@@ -4,7 +4,7 @@ import dataclasses
 
 from qwen3_omni_jax.train.config import Recipe
 from qwen3_omni_jax.train.stages import LoraPart, Part
-from qwen3_omni_jax.train.state import roles
+from qwen3_omni_jax.train.state import assign_roles
 from qwen3_omni_jax.train.utilisation import step_flops, work_of
 
 from qwen3_omni_jax.flops import causal_pairs
@@ -45,6 +45,6 @@ def test_frozen_parts_cost_less():
     ),
   ]
   recipes.append(Recipe(lora=(LoraPart('thinker/layers/attn/q'),)))
-  flops = [step_flops(cfg, roles(cfg, recipe), [batch]) for recipe in recipes]
+  flops = [step_flops(cfg, assign_roles(cfg, recipe), [batch]) for recipe in recipes]
   assert flops[0] > flops[1] > flops[2] > flops[3] > 0 and flops[4] < flops[1]
-  assert step_flops(cfg, roles(cfg, everything), [batch, batch]) == 2 * flops[0]
+  assert step_flops(cfg, assign_roles(cfg, everything), [batch, batch]) == 2 * flops[0]

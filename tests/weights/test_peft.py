@@ -10,7 +10,7 @@ import pytest
 from qwen3_omni_jax.train.adapter import write_adapter
 from qwen3_omni_jax.train.config import Recipe
 from qwen3_omni_jax.train.stages import LoraPart
-from qwen3_omni_jax.train.state import roles
+from qwen3_omni_jax.train.state import assign_roles
 
 from qwen3_omni_jax.weights.safetensors import open_folder
 from qwen3_omni_jax.weights.spelling import memory_name
@@ -121,15 +121,15 @@ def test_peft_loads_what_training_writes(base, tmp_path, parts):
 
   folder, model = base
   recipe = Recipe(lora=tuple(LoraPart(pattern, rank, alpha) for pattern, (rank, alpha) in parts.items()))
-  who, rng = roles(odd_config(), recipe), np.random.default_rng(0)
-  trained = {path: rng.standard_normal(param.shape, dtype=np.float32) / 2 for path, param in who.trained_specs.items()}
-  write_adapter(tmp_path / 'adapter', odd_config(), who.lora, trained)
+  roles, rng = assign_roles(odd_config(), recipe), np.random.default_rng(0)
+  trained = {path: rng.standard_normal(param.shape, dtype=np.float32) / 2 for path, param in roles.trainable_specs.items()}
+  write_adapter(tmp_path / 'adapter', odd_config(), roles.lora, trained)
   with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter('always')
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / 'adapter')
   assert not [w for w in map(str, said) if 'adapter keys' in w or 'no module' in w or 'no parameter' in w]
   convert_to_hf(folder, tmp_path / 'merged', adapter=tmp_path / 'adapter', fused_experts=True)
   changed = assert_merged(tmp_path / 'merged', theirs.merge_and_unload(), model.state_dict())
-  names = {memory_name(name) for name, tensor in published(odd_config()).items() if tensor.row.ours in who.lora}
+  names = {memory_name(name) for name, tensor in published(odd_config()).items() if tensor.row.ours in roles.lora}
   fused = {re.sub(r'\d+\.(gate|up)_proj\.weight', 'gate_up_proj', name) for name in names}
   assert changed == {re.sub(r'\d+\.down_proj\.weight', 'down_proj', name) if 'experts' in name else name for name in fused}
