@@ -67,8 +67,8 @@ class Ours:
       self.engines = {key: Engine(self.omni, config, self.voice if speech else None, stop_token_ids=())}
     engine = self.engines[key]
     engine.stats = Stats()
-    for kept in (engine.kept, engine.features):
-      kept.clear()
+    for store in (engine.prefix_store, engine.features):
+      store.clear()
     rows = (
       Row(str(i), work.conversations[i], max_new_tokens=work.tokens[i], max_frames=work.frames[i], speech=speech)
       for i in (work.rows if mine is None else mine)
@@ -182,8 +182,8 @@ class Measured:
       done['rows'] = [done['rows'][i] for i in sorted(done['rows'])]
       self.data['seconds'][name] = {**clock.read(done.pop('processor_s', 0)), **done}
       self.path.write_text(json.dumps(self.data))
-      kept = {k: v for k, v in self.data['seconds'][name].items() if k != 'rows'}
-      print(f'{name}: {kept}', flush=True)
+      shown = {k: v for k, v in self.data['seconds'][name].items() if k != 'rows'}
+      print(f'{name}: {shown}', flush=True)
     return self.data['seconds'][name]
 
 

@@ -45,7 +45,7 @@ def _answered(omni, rows: list, slots: int) -> dict:
   times = []
   for part in (rows[: max(2, slots // 2)], rows):
     engine.stats = Stats()
-    engine.kept.clear()
+    engine.prefix_store.clear()
     started = time.perf_counter()
     results = list(engine.answer(dataclasses.replace(row) for row in part))
     times.append(time.perf_counter() - started)

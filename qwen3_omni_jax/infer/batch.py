@@ -22,15 +22,15 @@ import numpy as np
 from . import media_batch, slots, speech_slots
 from .batch_plan import EngineConfig
 from .omni import Omni
-from .prefix_cache import Kept, Wanted
-from .prepare import Item, Prepared, PromptPiece, Row, RowError, prepare
+from .prefix_cache import LruStore, PieceDemand
+from .prepare import Item, PreparedRow, PromptPiece, Row, RowError, prepare
 from .reply import Reply
-from .talker_pool import TalkerPool, Talking, Vocoder, talking
-from .thinker_pool import Active, ThinkerPool
+from .talker_pool import SpokenRequest, TalkerPool, Vocoder, spoken_request
+from .thinker_pool import ActiveRow, ThinkerPool
 from .voice import Speech, Voice
 
 log = logging.getLogger(__name__)
-NARROW = 64  # logits that rows of a small top_k draw from
+NARROW_CANDIDATES = 64  # logits that rows of a small top_k draw from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Stats:
 class Engine:
   """The slots of one loaded checkpoint. voice: speech settings of all rows that are to be spoken; None: text only.
 
-  An engine answers one stream of rows at a time; what it has compiled and kept serves the next.
+  An engine answers one stream of rows at a time; its compiled programs and caches serve the next.
   """
 
   def __init__(
@@ -86,21 +86,21 @@ class Engine:
     self.stop_ids = omni.defaults.stop_ids(stop_token_ids)
     self.stop = np.array([*self.stop_ids, -1], np.int32)
     self.tap_layer = omni.cfg.talker.accept_hidden_layer if self.speaks and omni.cfg.talker is not None else None
-    self.most = min(self.config.lengths[-1], omni.cfg.thinker.text.max_position_embeddings)
+    self.max_tokens = min(self.config.lengths[-1], omni.cfg.thinker.text.max_position_embeddings)
     self.widths: tuple[int, ...] = ()
-    self.features = Kept(self.config.feature_bytes, lambda value: value.nbytes)
+    self.features = LruStore(self.config.feature_bytes, lambda value: value.nbytes)
     size = lambda piece: 2 * piece.window.k.nbytes + (0 if piece.tap is None else piece.tap.nbytes)
-    self.kept = Kept(self.config.prefix_bytes, size)
+    self.prefix_store = LruStore(self.config.prefix_bytes, size)
     self.stats = Stats()
     self._reset()
 
   def _reset(self) -> None:
-    self.wanted = Wanted()
+    self.demand = PieceDemand()
     self.thinkers: dict[int, ThinkerPool] = {}
     self.talkers: dict[int, TalkerPool] = {}
     self.vocoder = Vocoder(self) if self.speaks else None
 
-  # ---- rows in, results out
+  # ---- admission
 
   def answer(self, rows: Iterable[Row]) -> Iterator[Result]:
     """Results in the order in which they are finished. A row that cannot be answered gives a Result with an error; the others go
@@ -108,25 +108,25 @@ class Engine:
     source = iter(rows)
     ahead = self.config.ahead or 2 * self.config.slots
     voice = self.voice if self.speaks else None
-    self._alive: dict[int, tuple[Prepared, float]] = {}
+    self._alive: dict[int, tuple[PreparedRow, float]] = {}
     ids = itertools.count()
     with concurrent.futures.ThreadPoolExecutor(self.config.workers, 'prepare') as threads:
       pending: dict[concurrent.futures.Future, tuple[Row, float]] = {}
-      more = True
+      more_rows = True
       try:
         while True:
           room = ahead - len(pending) - self._waiting()
-          while more and room > 0:
+          while more_rows and room > 0:
             row = next(source, None)
             if row is None:
-              more = False
+              more_rows = False
               break
-            future = threads.submit(prepare, self.omni, row, self.config.pieces, self.most, voice)
+            future = threads.submit(prepare, self.omni, row, self.config.pieces, self.max_tokens, voice)
             pending[future] = (row, time.perf_counter())
             room -= 1
           idle = not self._busy()
           if idle and not pending:
-            if not more:
+            if not more_rows:
               return
             continue
           if idle:
@@ -134,30 +134,30 @@ class Engine:
           for future in [f for f in pending if f.done()]:
             row, started = pending.pop(future)
             try:
-              self._take(future.result(), started, next(ids))
+              self._admit(future.result(), started, next(ids))
             except RowError as e:
               yield Result(row, None, e.kind, str(e))
             except Exception as e:  # one row must not end the run
               yield Result(row, None, 'internal', f'{type(e).__name__}: {e}'[:500])
-          yield from self._guarded_turn(more or bool(pending))
+          yield from self._turn_or_halve(more_rows or bool(pending))
       finally:
         for future in pending:
           future.cancel()
         self._reset()
 
-  def _take(self, prepared: Prepared, started: float, number: int) -> None:
+  def _admit(self, prepared: PreparedRow, started: float, number: int) -> None:
     sampling = prepared.sampling
     if sampling.temperature > 0:
       vocab = self.omni.cfg.thinker.text.vocab_size
-      narrow = min(NARROW, vocab)
+      narrow = min(NARROW_CANDIDATES, vocab)
       width = narrow if 0 < sampling.top_k <= narrow else vocab
       self.widths = tuple(sorted({*self.widths, width}))
     prepared.number = number
     self._alive[number] = (prepared, started)
     self._enqueue(prepared)
 
-  def _enqueue(self, prepared: Prepared) -> None:
-    self.wanted.ask([piece.key for piece in prepared.pieces[:-1]])
+  def _enqueue(self, prepared: PreparedRow) -> None:
+    self.demand.request([piece.key for piece in prepared.pieces[:-1]])
     self._pool(self.config.length_class(prepared.length(self.config.room))).waiting.append(prepared)
 
   def _pool(self, length: int) -> ThinkerPool:
@@ -172,99 +172,102 @@ class Engine:
     pools = [*self.thinkers.values(), *self.talkers.values()]
     return any(pool.busy for pool in pools) or (self.vocoder is not None and self.vocoder.busy)
 
-  # ---- turns of the device
+  # ---- scheduling
 
-  def _guarded_turn(self, more: bool) -> list[Result]:
-    """A turn; where memory runs out, everything on the device is dropped and begun again with half the slots."""
+  def _turn_or_halve(self, more_rows: bool) -> list[Result]:
+    """A turn; if memory runs out, drops everything on the device and begins again with half the slots."""
     try:
-      return self._turn(more)
+      return self._turn(more_rows)
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e) or self.config.slots == 1:
         raise
     halved = self.config.halved()
     log.warning('out of memory: %d slots become %d, rows in them begin again', self.config.slots, halved.slots)
     self.config = halved
-    self.kept.clear()
+    self.prefix_store.clear()
     self._reset()
     self.stats.halvings += 1
     for prepared, _ in self._alive.values():
       self._enqueue(prepared)
     return []
 
-  def _turn(self, more: bool) -> list[Result]:
-    """One look at every stage: all calls are dispatched first, then what has ended is taken out. more: rows are still to come."""
+  def _turn(self, more_rows: bool) -> list[Result]:
+    """One pass over every stage: dispatches all calls, then collects what has ended. more_rows: rows are still to come."""
     for pool in list(self.thinkers.values()):
-      self._think(pool, more)
+      self._run_thinker(pool, more_rows)
     for pool in self.talkers.values():
-      now = self._enough(pool.load, pool.slots)
-      while pool.begin(now, self._thinking()):
+      frames_next = self._worth_running(pool.load, pool.slots)
+      while pool.begin(frames_next, self._thinker_busy()):
         pass
       pool.steps_run = None
-      if now:
+      if frames_next:
         pool.speak(self.config.frames, bool(pool.waiting))
-    heard = self.vocoder is not None and self._enough(self.vocoder.load, self.vocoder.size) and self.vocoder.run()
-    return [*self._read(), *self._said(), *(self._heard() if heard else ())]
+    vocoder = self.vocoder
+    ran_vocoder = vocoder is not None and self._worth_running(vocoder.load, vocoder.size) and vocoder.run()
+    return [*self._collect_texts(), *self._collect_codes(), *(self._collect_waves() if ran_vocoder else ())]
 
-  def _enough(self, rows: int, places: int) -> bool:
-    """Whether a later stage should run: it is nearly full, or the Thinker has nothing to give it. A call costs the same for one
-    row as for all, and nobody waits for a single answer."""
-    return 4 * rows >= 3 * places or (rows > 0 and not self._thinking())
+  def _worth_running(self, rows: int, places: int) -> bool:
+    """Whether a later stage should run: it is nearly full, or the Thinker has no more rows for it.
 
-  def _think(self, pool: ThinkerPool, more: bool) -> None:
+    A call costs the same for one row as for all, and a batch job need not return a single answer early.
+    """
+    return 4 * rows >= 3 * places or (rows > 0 and not self._thinker_busy())
+
+  def _run_thinker(self, pool: ThinkerPool, more_rows: bool) -> None:
     pool.assign()
     occupied = sum(1 for row in pool.rows if row is not None)
     self.stats.peak_use = max(self.stats.peak_use, occupied / pool.slots)
     if pool.waiting:
       self.stats.occupied += occupied
       self.stats.occupied_of += pool.slots
-    while pool.feed(more):  # a step costs the same for one row as for all: first every slot that can be is set going
+    while pool.feed(more_rows):  # a step costs the same for one row as for all: first every slot that can be is set going
       pass
     pool.steps_run = None
     if pool.decoding:
-      pool.decode(self.config.steps, bool(pool.waiting) or more)
+      pool.decode(self.config.steps, bool(pool.waiting) or more_rows)
 
-  def _read(self) -> Iterator[Result]:
-    """Results of rows whose text has ended; those to be spoken go on to the Talker."""
+  def _collect_texts(self) -> Iterator[Result]:
+    """Results of rows whose text is complete; those to be spoken go on to the Talker."""
     for pool in list(self.thinkers.values()):
       if pool.steps_run is not None:
         steps = int(pool.steps_run)
         self.stats.thinker_live += steps * pool.live
         self.stats.thinker_steps += steps * pool.slots
       if any(row is not None and row.decoding for row in pool.rows):
-        finished, full = pool.harvest()
+        finished, full = pool.take_finished()
         for row in full:
           self.stats.moved_rows += 1
-          self._pool(self.config.length_class(pool.length + 1)).coming.append((pool, row))
+          self._pool(self.config.length_class(pool.length + 1)).promoted.append((pool, row))
         for row, tokens in finished:
-          if (result := self._written(row, tokens)) is not None:
+          if (result := self._finish_text(row, tokens)) is not None:
             yield result
 
-  def _said(self) -> Iterator[Result]:
-    """Rows whose speech has ended go on to the vocoder; those without a frame are finished."""
+  def _collect_codes(self) -> Iterator[Result]:
+    """Passes rows whose codes are complete to the vocoder; rows without a frame are finished."""
     for pool in self.talkers.values():
       if pool.steps_run is None:
         continue
       steps = int(pool.steps_run)
       self.stats.talker_live += steps * pool.live
       self.stats.talker_steps += steps * pool.slots
-      for row in pool.harvest():
+      for row in pool.take_finished():
         assert row.codes is not None and self.vocoder is not None
         self.stats.frames += len(row.codes)
         if len(row.codes):
           self.vocoder.waiting.append(row)
         else:
-          yield self._spoken(row, np.zeros(0, np.float32))
+          yield self._finish_speech(row, np.zeros(0, np.float32))
 
-  def _heard(self) -> Iterator[Result]:
+  def _collect_waves(self) -> Iterator[Result]:
     assert self.vocoder is not None
-    for row, samples in self.vocoder.harvest():
-      yield self._spoken(row, samples)
+    for row, samples in self.vocoder.take_finished():
+      yield self._finish_speech(row, samples)
 
-  def _thinking(self) -> bool:
+  def _thinker_busy(self) -> bool:
     return any(pool.busy for pool in self.thinkers.values())
 
-  def encode(self, chosen: Sequence[tuple[Active, PromptPiece]]) -> None:
-    """Sees to it that rows have the features of these pieces; other rows' media of the same shapes fill the calls up."""
+  def encode(self, chosen: Sequence[tuple[ActiveRow, PromptPiece]]) -> None:
+    """Encodes the media of these pieces where they are not cached; other rows' media of the same shapes fill the calls."""
     needed = [(row, item) for row, piece in chosen for item in piece.items]
     for row, item in needed:
       if item.key not in row.features and (value := self.features.get(item.key)) is not None:
@@ -295,10 +298,10 @@ class Engine:
         group.setdefault(item.key, item)
     return list(group.values())
 
-  # ---- ends
+  # ---- results
 
-  def _written(self, row: Active, tokens: list[int]) -> Result | None:
-    """A row whose text is finished: its result, or None if it goes on to the Talker."""
+  def _finish_text(self, row: ActiveRow, tokens: list[int]) -> Result | None:
+    """The result of a row whose text is complete, or None if it goes on to the Talker."""
     self.stats.output_tokens += len(tokens)
     stopped = bool(tokens) and tokens[-1] in self.stop_ids
     say = len(tokens) - stopped
@@ -306,11 +309,11 @@ class Engine:
     if row.prepared.speech and self.speaks:
       if say == 0:
         return self._result(row, tokens, Speech(np.zeros(0, np.float32), np.zeros((0, self._codebooks), np.int32), 'stop'))
-      talk = talking(self, row, tokens, say)
-      length = self.config.speech_class(talk.needed)
+      request = spoken_request(self, row, tokens, say)
+      length = self.config.speech_class(request.needed)
       if length not in self.talkers:
         self.talkers[length] = TalkerPool(self, length)
-      self.talkers[length].waiting.append(talk)
+      self.talkers[length].waiting.append(request)
       return None
     return self._result(row, tokens, None)
 
@@ -318,11 +321,11 @@ class Engine:
   def _codebooks(self) -> int:
     return self.omni.cfg.talker.num_code_groups if self.omni.cfg.talker is not None else 0
 
-  def _spoken(self, row: Talking, samples: np.ndarray) -> Result:
+  def _finish_speech(self, row: SpokenRequest, samples: np.ndarray) -> Result:
     assert row.codes is not None
     return self._result(row.active, row.tokens, Speech(samples, row.codes, row.reason))
 
-  def _result(self, row: Active, tokens: list[int], speech: Speech | None) -> Result:
+  def _result(self, row: ActiveRow, tokens: list[int], speech: Speech | None) -> Result:
     prepared, started = self._alive.pop(row.prepared.number)
     now = time.perf_counter()
     times = {'slot_s': row.started, 'first_token_s': row.first_token, 'text_s': row.written, 'total_s': now}

@@ -83,9 +83,8 @@ class EngineConfig:
   def vocoder_lanes(self) -> int:
     return self.wave_lanes or max(1, (self.speech_slots or self.slots) // 8)
 
-  def together(self, slots: int) -> int:
-    """Free slots, of so many, that are worth a call of prompts while other rows go on: it costs about the same for one as for
-    all."""
+  def min_free_slots(self, slots: int) -> int:
+    """Free slots that are worth a call of prompts while other rows go on: the call costs about the same for one as for all."""
     return max(1, min(self.lanes, slots // 4))
 
   def lanes_of(self, size: int) -> int:
@@ -163,11 +162,11 @@ def memory_plan(cfg: OmniConfig, config: EngineConfig, dtype: str, speech: bool,
   item = jnp.dtype(dtype).itemsize
   batch = shape['data'] * shape['fsdp'] * shape['expert']
 
-  def held(node) -> int:
+  def bytes_of(node) -> int:
     if isinstance(node, Param):
-      cut = math.prod(shape[axis] for axis in {RULES[name] for name in node.axes} if axis is not None)
-      return math.prod(node.shape) * item // cut
-    return sum(held(child) for child in node.values())
+      cuts = math.prod(shape[axis] for axis in {RULES[name] for name in node.axes} if axis is not None)
+      return math.prod(node.shape) * item // cuts
+    return sum(bytes_of(child) for child in node.values())
 
   def rows_of(tree, slots: int) -> int:
     whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -175,7 +174,7 @@ def memory_plan(cfg: OmniConfig, config: EngineConfig, dtype: str, speech: bool,
 
   spec = omni_spec(cfg)
   names = [n for n in spec if speech or n in ('audio', 'vision', 'thinker')]
-  parts = {f'weights: {name}': held(spec[name]) for name in names}
+  parts = {f'weights: {name}': bytes_of(spec[name]) for name in names}
   for length in config.lengths:
     slots = config.slots_of(length)
     tree = jax.eval_shape(lambda: empty_slots(cfg.thinker, slots, length, dtype))

@@ -124,7 +124,7 @@ def prefill(
     count=jnp.zeros(B, jnp.int32),
     seen=seen,
   )
-  return _choose(params, state, last, sampling, limits), out
+  return _sample_next(params, state, last, sampling, limits), out
 
 
 @follow_params
@@ -164,10 +164,10 @@ def begin_decode(
   zeros = jnp.zeros(B, jnp.int32)
   output = jnp.zeros((B, outputs), jnp.int32)
   state = State(cache, filled, position, zeros, limits.tokens <= 0, output, zeros, seen)
-  return _choose(params, state, hidden, sampling, limits)
+  return _sample_next(params, state, hidden, sampling, limits)
 
 
-def _choose(params: Params, state: State, hidden: Float[Array, 'B D'], sampling: SamplingRows, limits: Limits) -> State:
+def _sample_next(params: Params, state: State, hidden: Float[Array, 'B D'], sampling: SamplingRows, limits: Limits) -> State:
   """Samples the next token of every row that is not done and appends it to the output."""
   scores = logits(params, hidden)
   if state.seen is not None:
@@ -209,7 +209,7 @@ def step(
   state = state.replace(
     cache=cache, filled=state.filled + live.astype(jnp.int32), position=state.position + live.astype(jnp.float32)
   )
-  return _choose(params, state, out.hidden[:, 0], sampling, limits), out
+  return _sample_next(params, state, out.hidden[:, 0], sampling, limits), out
 
 
 @follow_params

@@ -119,7 +119,7 @@ def run_job(config: JobConfig, omni: Omni | None = None, on_progress: Callable[[
     run = _Run(config, index, store, on_progress)
     started = time.time()
     if blocks:
-      omni = omni or load_for(config)
+      omni = omni or load_omni(config)
       run.go(omni, blocks)
     own = run.summary(started)
     return merge(out, own)
@@ -127,7 +127,7 @@ def run_job(config: JobConfig, omni: Omni | None = None, on_progress: Callable[[
     store.close()
 
 
-def load_for(config: JobConfig) -> Omni:
+def load_omni(config: JobConfig) -> Omni:
   """The model a job asks for. media_root: default the first input file's folder."""
   root = config.media_root or pathlib.Path(input_files(config.input)[0]).parent
   return Omni.load(config.model, dtype=config.dtype, speech=config.speech, media_root=root, mesh=config.mesh)

@@ -28,7 +28,7 @@ from .omni import Omni, _Row, _Run
 from .reply import Finished, TextDelta
 from .sampling import sampling_rows
 from .settings import merge_sampling
-from .speaking import Handoff
+from .speaking import TalkerContext
 from .voice import DEFAULT_SCHEDULE, DEFAULT_SPEAKER, AudioChunk, Voice
 
 
@@ -73,13 +73,13 @@ class LiveAudio:
     if not np.isfinite(samples).all():
       raise ValueError('live audio: NaN or infinite samples')
     self._samples = np.concatenate([self._samples, samples.astype(np.float32, copy=False)])
-    self._heard += len(samples)
+    self._received += len(samples)
     window = self.cfg.audio.chunks_per_window * CHUNK_FRAMES
     # The last frame of a window reads 200 samples past its centre; the first of the clip is mirrored 200 to the left.
-    while self._heard >= (self._frames + window - 1) * HOP + N_FFT // 2 + 1:
-      self._take(window, end=False)
+    while self._received >= (self._frames + window - 1) * HOP + N_FFT // 2 + 1:
+      self._feed_audio(window, end=False)
 
-  def _take(self, frames: int, end: bool) -> None:
+  def _feed_audio(self, frames: int, end: bool) -> None:
     """Mel frames of the next `frames` frames, through the encoder and the Thinker. end: the clip ends with them."""
     left = N_FFT // 2
     if self._frames == 0:
@@ -107,7 +107,7 @@ class LiveAudio:
   @property
   def exact(self) -> bool:
     """Whether everything heard in this turn (after its answer: in the last one) was encoded as it would be offline."""
-    return self._last_exact if self._heard == 0 else self._is_exact()
+    return self._last_exact if self._received == 0 else self._is_exact()
 
   def _is_exact(self) -> bool:
     return self._lowest >= self._loudest - FLOOR - 1e-6
@@ -141,22 +141,22 @@ class LiveAudio:
     given = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'repetition_penalty': repetition_penalty}
     sampling = merge_sampling(omni.defaults.sampling, seed=seed, **given)
     frames = (chosen or omni.voice).max_frames if max_frames is None else max_frames
-    rest = self._heard // HOP - self._frames
-    if self._heard < HOP:
-      raise ValueError(f'{self._heard} samples heard: at least {HOP} (10 ms) are needed before an answer')
-    self._room(audio_tokens(max(rest, 0)) + 64 + (len(text) if text else 0) + limit)
+    rest = self._received // HOP - self._frames
+    if self._received < HOP:
+      raise ValueError(f'{self._received} samples heard: at least {HOP} (10 ms) are needed before an answer')
+    self._check_room(audio_tokens(max(rest, 0)) + 64 + (len(text) if text else 0) + limit)
     started = time.perf_counter()
     if rest > 0:
-      self._take(rest, end=True)
+      self._feed_audio(rest, end=True)
     closing = self._turn_tokens(text)[1]
     self.history.append({'role': 'user', 'content': [{'type': 'audio', 'audio': 'audio'}, *_text_parts(text)]})
     hidden = self._feed(closing)
     row = _Row(self._prompt(), sampling, limit, speaker, frames)
     runs = self._runs(row, hidden, stop_token_ids, speech, started)
     self._busy = True
-    return self._guarded(omni._stream([row], runs, stop_token_ids, chosen, chunk_schedule))
+    return self._finishing(omni._stream([row], runs, stop_token_ids, chosen, chunk_schedule))
 
-  def _guarded(self, events: Iterator) -> Iterator:
+  def _finishing(self, events: Iterator) -> Iterator:
     """The events; however they end, the session is ready for the next turn."""
     try:
       yield from events
@@ -188,33 +188,33 @@ class LiveAudio:
     )
     state.token.block_until_ready()
     timings = {'first_token_s': time.perf_counter() - started}
-    for run in omni._decode(state, rows, limits, 1, self._handoff() if speech else None, timings, started):
+    for run in omni._decode(state, rows, limits, 1, self._talker_context() if speech else None, timings, started):
       self._state = run.state
       yield run
 
   def _remember_reply(self) -> None:
     """After a reply, whole or cut off: its tokens join the history; all but the last are in the cache already."""
     if self._state is None:  # closed before the first token: the prompt is in the cache, nothing was said
-      said: list[int] = []
+      reply_ids: list[int] = []
     else:
       count = int(self._state.count[0])
-      said = [int(t) for t in np.asarray(self._state.output[0, :count])]
+      reply_ids = [int(t) for t in np.asarray(self._state.output[0, :count])]
       fed = int(self._state.filled[0]) - len(self.ids)
       self.cache = self._state.cache
-      self.ids += said[:fed]
-      self._pending = said[fed:]
+      self.ids += reply_ids[:fed]
+      self._pending = reply_ids[fed:]
       self._state = None
     end = self.omni.cfg.im_end_token_id
-    if not said or said[-1] != end:
+    if not reply_ids or reply_ids[-1] != end:
       self._pending.append(end)
-    self.history.append({'role': 'assistant', 'content': self.omni.processor.tokenizer.decode(said)})
+    self.history.append({'role': 'assistant', 'content': self.omni.processor.tokenizer.decode(reply_ids)})
 
   # ---- the prompt
 
   def _new_turn(self) -> None:
     """Feeds what stands before the user's sound: the rest of the last reply, and the opening of the turn."""
     self._samples = np.zeros(0, np.float32)
-    self._heard = self._frames = 0
+    self._received = self._frames = 0
     self._loudest, self._lowest = -np.inf, np.inf
     self.audio_tokens = 0
     pending, self._pending = self._pending, []
@@ -233,7 +233,7 @@ class LiveAudio:
       begin = ends[-1] + 1
     return ids[begin:sound], ids[sound + 1 :]
 
-  def _room(self, tokens: int) -> None:
+  def _check_room(self, tokens: int) -> None:
     if len(self.ids) + tokens > self.slots:
       raise ValueError(
         f'the conversation has {len(self.ids)} tokens and needs up to {tokens} more; the session holds {self.slots}. '
@@ -242,7 +242,7 @@ class LiveAudio:
 
   def _feed(self, ids: list[int], features: jax.Array | None = None) -> jax.Array:
     """Tokens into the cache; hidden state of the last one. features: audio rows for them, in order."""
-    self._room(len(ids))
+    self._check_room(len(ids))
     length, T = len(ids), bucket(len(ids), 16)
     padded = np.zeros((1, T), np.int32)
     padded[0, :length] = ids
@@ -274,13 +274,13 @@ class LiveAudio:
     ids = np.array(self.ids, np.int32)
     return ModelInputs(ids, np.broadcast_to(np.arange(len(ids), dtype=np.float32), (3, len(ids))))
 
-  def _handoff(self) -> Handoff:
+  def _talker_context(self) -> TalkerContext:
     """Ids and tapped states of the whole conversation; replies of earlier turns have no states, and need none."""
     pieces = [tap if tap.shape[1] == n else jnp.repeat(tap, n, axis=1) for tap, n in self.taps if n]
     tap = jnp.concatenate(pieces, axis=1)
     pad = bucket(len(self.ids), 16) - len(self.ids)
     ids = jnp.pad(jnp.array([self.ids], jnp.int32), [(0, 0), (0, pad)])
-    return Handoff(ids, jnp.pad(tap, [(0, 0), (0, pad), (0, 0)]))
+    return TalkerContext(ids, jnp.pad(tap, [(0, 0), (0, pad), (0, 0)]))
 
 
 def _text_parts(text: str | None) -> list[dict[str, str]]:

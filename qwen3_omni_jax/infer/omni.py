@@ -28,7 +28,7 @@ from .collate import Batch, bucket, collate
 from .reply import Finished, Reply, Score, TextDelta
 from .sampling import Sampling, sampling_rows
 from .settings import GenerationDefaults, merge_sampling, per_row
-from .speaking import Handoff, Speaker, WaveStream, speak_replies, spoken_tokens
+from .speaking import Speaker, TalkerContext, WaveStream, speak_replies, spoken_tokens
 from .voice import DEFAULT_SCHEDULE, DEFAULT_SPEAKER, AudioChunk, Speech, Voice
 
 Conversation = Sequence[dict[str, Any]]
@@ -53,7 +53,7 @@ class _Run:
 
   state: decode.State
   timings: dict[str, float]
-  handoff: Handoff | None = None
+  talker_context: TalkerContext | None = None
 
 
 class Omni:
@@ -177,17 +177,17 @@ class Omni:
     self, rows: list[_Row], stop_token_ids: Sequence[int] | None, voice: Voice | None, reference_exact: bool
   ) -> list[Reply]:
     """One batch, text and (with a voice) speech."""
-    last = handoff = None
+    last = talker_context = None
     for last in self._run(rows, stop_token_ids, speech=voice is not None):  # noqa: B007
-      handoff = handoff or last.handoff
+      talker_context = talker_context or last.talker_context
     assert last is not None
     replies = self._replies(last, rows, stop_token_ids)
-    if voice is None or handoff is None:
+    if voice is None or talker_context is None:
       return replies
     started = time.perf_counter()
-    speaker = self._speaker(rows, handoff, voice, reference_exact)
-    say = self._to_say(last.state, rows, stop_token_ids, reference_exact)
-    spoken = speak_replies(speaker, last.state.output, say)
+    speaker = self._speaker(rows, talker_context, voice, reference_exact)
+    reply_length = self._reply_length(last.state, rows, stop_token_ids, reference_exact)
+    spoken = speak_replies(speaker, last.state.output, reply_length)
     seconds = round(time.perf_counter() - started, 6)
     return [
       dataclasses.replace(reply, speech=speech, timings=reply.timings | {'speech_s': seconds})
@@ -245,7 +245,7 @@ class Omni:
     pieces: list[np.ndarray] = []
     timings: dict[str, float] = {}
 
-    def heard(chunks: Iterator[AudioChunk]) -> Iterator[AudioChunk]:
+    def timed(chunks: Iterator[AudioChunk]) -> Iterator[AudioChunk]:
       for chunk in chunks:
         timings.setdefault('first_audio_s', round(time.perf_counter() - started, 6))
         pieces.append(chunk.samples)
@@ -258,27 +258,27 @@ class Omni:
       sent = count
       if voice is None:
         continue
-      say = self._to_say(run.state, rows, stop_token_ids, False)
+      reply_length = self._reply_length(run.state, rows, stop_token_ids, False)
       if speaker is None:
-        speaker = self._speaker(rows, run.handoff, voice, False)
+        speaker = self._speaker(rows, run.talker_context, voice, False)
         wave = WaveStream(speaker, schedule)
-        text = device.whole_text(self.params, self.cfg, run.state.output, jnp.asarray(say), dtype=self.dtype)
-        speaker.begin(text, say > 0)
+        text = device.whole_text(self.params, self.cfg, run.state.output, jnp.asarray(reply_length), dtype=self.dtype)
+        speaker.begin(text, reply_length > 0)
       else:
-        text = device.add_text(self.params, text, run.state.token, jnp.asarray(say))
+        text = device.add_text(self.params, text, run.state.token, jnp.asarray(reply_length))
       assert wave is not None and text is not None
       if not done:
         speaker.run(text, False, 1)
-        yield from heard(wave.ready())
+        yield from timed(wave.ready())
     assert run is not None
     if piece := decoder.flush():
       yield TextDelta(piece)
     (reply,) = self._replies(run, rows, stop_token_ids)
     if speaker is not None and wave is not None and text is not None:
       while not speaker.ended:
-        speaker.run(text, True, wave.wanted)
-        yield from heard(wave.ready())
-      yield from heard(wave.ready(last=True))
+        speaker.run(text, True, wave.next_size)
+        yield from timed(wave.ready())
+      yield from timed(wave.ready(last=True))
       timings['total_s'] = round(time.perf_counter() - started, 6)
       samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
       reply = dataclasses.replace(reply, speech=speaker.spoken(samples), timings=reply.timings | timings)
@@ -306,16 +306,17 @@ class Omni:
     header = np.array(self.processor.tokenizer.encode('<|im_start|>assistant\n'), np.int32)
     prompt = ModelInputs(header, np.broadcast_to(np.arange(len(header), dtype=np.float32), (3, len(header))))
     rows = [
-      _Row(prompt, Sampling(seed=s), len(ids), who, f) for ids, s, who, f in zip(tokens, seeds, speakers, frames, strict=True)
+      _Row(prompt, Sampling(seed=seed), len(ids), name, limit)
+      for ids, seed, name, limit in zip(tokens, seeds, speakers, frames, strict=True)
     ]
     batch = collate([prompt] * number, self.cfg.thinker, bucket(number))
     nothing = jnp.zeros((*batch.tokens.ids.shape, self.cfg.thinker.text.hidden_size), self.dtype)  # no media: never looked at
     output = np.zeros((bucket(number), bucket(max(map(len, tokens)), 16)), np.int32)
-    say = np.zeros(bucket(number), np.int32)
+    reply_length = np.zeros(bucket(number), np.int32)
     for b, ids in enumerate(tokens):
-      output[b, : len(ids)], say[b] = ids, len(ids)
-    work = self._speaker(rows, Handoff(jnp.asarray(batch.tokens.ids), nothing), chosen, False)
-    spoken = speak_replies(work, jnp.asarray(output), say)
+      output[b, : len(ids)], reply_length[b] = ids, len(ids)
+    speech_run = self._speaker(rows, TalkerContext(jnp.asarray(batch.tokens.ids), nothing), chosen, False)
+    spoken = speak_replies(speech_run, jnp.asarray(output), reply_length)
     return spoken[0] if isinstance(text, str) else spoken
 
   def score(self, conversations: Sequence[Conversation], *, batch_size: int = 16, **prompt: Any) -> list[Score]:
@@ -342,12 +343,12 @@ class Omni:
     chosen = (voice or self.voice).changed(temperature=temperature)
     return chosen.without_guards() if reference_exact else chosen
 
-  def _speaker(self, rows: list[_Row], handoff: Handoff | None, voice: Voice, reference_exact: bool) -> Speaker:
-    assert handoff is not None
+  def _speaker(self, rows: list[_Row], talker_context: TalkerContext | None, voice: Voice, reference_exact: bool) -> Speaker:
+    assert talker_context is not None
     return Speaker(
       self,
       [row.inputs for row in rows],
-      handoff,
+      talker_context,
       [row.speaker for row in rows],
       [row.sampling.seed for row in rows],
       [row.max_frames for row in rows],
@@ -356,7 +357,7 @@ class Omni:
       reference_exact,
     )
 
-  def _to_say(self, state: decode.State, rows: list[_Row], stop_token_ids, reference_exact: bool) -> np.ndarray:
+  def _reply_length(self, state: decode.State, rows: list[_Row], stop_token_ids, reference_exact: bool) -> np.ndarray:
     """How many tokens of each row's output so far are to be spoken."""
     count, token = np.asarray(state.count), np.asarray(state.token)
     stopped = np.isin(token, self.defaults.stop_ids(stop_token_ids)) & (count > 0)
@@ -388,7 +389,7 @@ class Omni:
     steps_per_call: int = STEPS_PER_CALL,
     speech: bool = False,
   ) -> Iterator[_Run]:
-    """Prefills, then decodes; yields after the first token (then with the Talker's handoff, for speech) and after every call
+    """Prefills, then decodes; yields after the first token (for speech, with the TalkerContext) and after every call
     of the decode loop."""
     max_new_tokens = [row.max_new_tokens for row in rows]
     if any(n < 1 for n in max_new_tokens):
@@ -422,8 +423,8 @@ class Omni:
     )
     state.token.block_until_ready()
     timings['first_token_s'] = time.perf_counter() - started
-    handoff = None if out.tap is None else Handoff(jnp.asarray(batch.tokens.ids), out.tap)
-    yield from self._decode(state, sampling, limits, steps_per_call, handoff, timings, started)
+    talker_context = None if out.tap is None else TalkerContext(jnp.asarray(batch.tokens.ids), out.tap)
+    yield from self._decode(state, sampling, limits, steps_per_call, talker_context, timings, started)
 
   def _decode(
     self,
@@ -431,12 +432,12 @@ class Omni:
     sampling,
     limits: decode.Limits,
     steps_per_call: int,
-    handoff: Handoff | None,
+    talker_context: TalkerContext | None,
     timings: dict[str, float],
     started: float,
   ) -> Iterator[_Run]:
     """The state after prefill, then after every call of the decode loop."""
-    yield _Run(state, timings, handoff)
+    yield _Run(state, timings, talker_context)
     decoding = time.perf_counter()
     steps = jnp.int32(steps_per_call)
     while not bool(state.done.all()):

@@ -1,7 +1,7 @@
-"""What has been computed once and may be asked for again: features of media, and pieces of prompts.
+"""Caches of the batch engine: encoded media, and keys and values of prompt pieces that several rows begin with.
 
-A piece is kept as its keys and values together with the tapped states that the Talker reads of it. Both stores are bounded and
-forget what has not been used for longest. Keys are hashes of contents (see `prepare`), so an answer cannot depend on a hit.
+A piece is cached as its keys and values together with the tapped states that the Talker reads of it. The stores are bounded in
+bytes and evict what was least recently used. Keys are hashes of contents (see `prepare`), so an answer cannot depend on a hit.
 """
 
 import collections
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Kept:
-  """Values by key, up to a number of bytes."""
+class LruStore:
+  """A least-recently-used cache that is bounded in bytes."""
 
   def __init__(self, capacity_bytes: int, size_of: Callable[[Any], int]):
     self.capacity, self.size_of, self.bytes = capacity_bytes, size_of, 0
@@ -41,44 +41,44 @@ class Kept:
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptPiece:
+class CachedPiece:
   """window: nn.cache.KVCache of 'L 1 K C H' arrays, on device. tap: 'C D' on the host, or None where nothing is read of it."""
 
   window: Any
   tap: Any
 
 
-class Wanted:
-  """How many rows still wait for a piece, and which pieces were asked for before: what is worth keeping.
+class PieceDemand:
+  """How many rows still need each piece, and which pieces were needed by an earlier row: these are worth caching.
 
-  A piece that only one row has ever asked for is not kept: a copy of every prompt would cost more than it saves.
+  A piece that only one row has ever needed is not cached: a copy of every prompt would cost more than it saves.
   """
 
   def __init__(self, remember: int = 100_000):
     self._waiting: collections.Counter[bytes] = collections.Counter()
-    self._asked: collections.OrderedDict[bytes, None] = collections.OrderedDict()
-    self._often: set[bytes] = set()
+    self._seen: collections.OrderedDict[bytes, None] = collections.OrderedDict()
+    self._repeated: set[bytes] = set()
     self.remember = remember
 
-  def ask(self, keys: list[bytes]) -> None:
+  def request(self, keys: list[bytes]) -> None:
     for key in keys:
       self._waiting[key] += 1
-      if key in self._asked:
-        self._often.add(key)
-      self._asked[key] = None
-      self._asked.move_to_end(key)
-      if len(self._asked) > self.remember:
-        forgotten = self._asked.popitem(last=False)[0]
-        self._often.discard(forgotten)
+      if key in self._seen:
+        self._repeated.add(key)
+      self._seen[key] = None
+      self._seen.move_to_end(key)
+      if len(self._seen) > self.remember:
+        forgotten = self._seen.popitem(last=False)[0]
+        self._repeated.discard(forgotten)
 
   def served(self, key: bytes) -> None:
     self._waiting[key] -= 1
     if self._waiting[key] <= 0:
       del self._waiting[key]
 
-  def others(self, key: bytes) -> bool:
-    """Whether rows beside the asking one want the piece now."""
+  def shared(self, key: bytes) -> bool:
+    """Whether more than one row needs the piece now."""
     return self._waiting[key] > 1
 
-  def worth_keeping(self, key: bytes) -> bool:
-    return key in self._often
+  def worth_caching(self, key: bytes) -> bool:
+    return key in self._repeated

@@ -82,7 +82,7 @@ class PromptPiece:
 
 
 @dataclasses.dataclass(eq=False)
-class Prepared:
+class PreparedRow:
   """A row ready for the device."""
 
   row: Row
@@ -109,8 +109,8 @@ def row_seed(id: str) -> int:
   return zlib.crc32(id.encode('utf-8', 'surrogatepass'))
 
 
-def prepare(omni: 'Omni', row: Row, sizes: Sequence[int], most: int, voice: Voice | None) -> Prepared:
-  """Raises RowError. sizes: (small, large) pieces; most: longest prompt and reply together; voice: None if nothing speaks."""
+def prepare(omni: 'Omni', row: Row, sizes: Sequence[int], max_tokens: int, voice: Voice | None) -> PreparedRow:
+  """Raises RowError. sizes: (small, large) pieces; max_tokens: of prompt and reply together; voice: None if nothing speaks."""
   sampling = _settings(omni, row, voice)
   try:
     parse_messages(row.messages)
@@ -121,10 +121,10 @@ def prepare(omni: 'Omni', row: Row, sizes: Sequence[int], most: int, voice: Voic
   except ValueError as e:
     raise RowError('media' if str(e).startswith('messages[') else 'prompt', str(e)) from e
   limit = omni.defaults.max_new_tokens if row.max_new_tokens is None else row.max_new_tokens
-  if len(inputs.ids) + limit > most:
+  if len(inputs.ids) + limit > max_tokens:
     raise RowError(
       'too_long',
-      f'{len(inputs.ids)} tokens of prompt and up to {limit} of reply; the longest slot has {most}: shorten the '
+      f'{len(inputs.ids)} tokens of prompt and up to {limit} of reply; the longest slot has {max_tokens}: shorten the '
       'text, cut the audio, lower the video fps or max_new_tokens, or allow longer slots',
     )
   if row.speech:
@@ -134,9 +134,9 @@ def prepare(omni: 'Omni', row: Row, sizes: Sequence[int], most: int, voice: Voic
       raise RowError('prompt', str(e)) from e
   frames = row.max_frames if row.max_frames is not None else (voice or omni.voice).max_frames
   items, item_of, feature_of = items_of(inputs, omni.cfg.thinker)
-  pieces = cut(inputs, items, item_of, feature_of, sizes)
+  pieces = cut_prompt(inputs, items, item_of, feature_of, sizes)
   speaker = row.speaker or DEFAULT_SPEAKER
-  return Prepared(row, inputs, sampling, limit, row.speech, speaker, frames, pieces, items, item_of, feature_of)
+  return PreparedRow(row, inputs, sampling, limit, row.speech, speaker, frames, pieces, items, item_of, feature_of)
 
 
 def _settings(omni: 'Omni', row: Row, voice: Voice | None) -> Sampling:
@@ -166,20 +166,21 @@ def _settings(omni: 'Omni', row: Row, voice: Voice | None) -> Sampling:
 
 def items_of(inputs: ModelInputs, cfg: ThinkerConfig) -> tuple[list[Item], np.ndarray, np.ndarray]:
   """The windows and frames of a prompt, and for each token its item and the row of the item's features."""
-  chunk, most, merge = cfg.audio.chunk_frames, cfg.audio.chunks_per_window, cfg.vision.spatial_merge_size
-  sounds, sights = [], []
+  chunk, window_chunks, merge = cfg.audio.chunk_frames, cfg.audio.chunks_per_window, cfg.vision.spatial_merge_size
+  audio_items, visual_items = [], []
   for clip in inputs.audios:
-    for start in range(0, len(clip.mel), chunk * most):
-      mel, short = clip.mel[start : start + chunk * most], min(clip.conv_frames, chunk)
-      key = xxhash.xxh3_128_digest(np.ascontiguousarray(mel).tobytes() + bytes([short]))
-      sounds.append(Item(key, 'audio', min(bucket(-(-len(mel) // chunk)), most), audio_tokens(len(mel)), (mel, short)))
-  for seen in inputs.visuals:
-    t, h, w = seen.grid
-    for patches in seen.patches.reshape(t, h * w, -1):
+    for start in range(0, len(clip.mel), chunk * window_chunks):
+      mel, conv_frames = clip.mel[start : start + chunk * window_chunks], min(clip.conv_frames, chunk)
+      key = xxhash.xxh3_128_digest(np.ascontiguousarray(mel).tobytes() + bytes([conv_frames]))
+      chunks = min(bucket(-(-len(mel) // chunk)), window_chunks)
+      audio_items.append(Item(key, 'audio', chunks, audio_tokens(len(mel)), (mel, conv_frames)))
+  for visual in inputs.visuals:
+    t, h, w = visual.grid
+    for patches in visual.patches.reshape(t, h * w, -1):
       key = xxhash.xxh3_128_digest(np.ascontiguousarray(patches).tobytes() + f'{h},{w}'.encode())
-      sights.append(Item(key, 'visual', bucket(h * w, 16 * merge**2), h * w // merge**2, (patches, h, w)))
+      visual_items.append(Item(key, 'visual', bucket(h * w, 16 * merge**2), h * w // merge**2, (patches, h, w)))
   item_of, feature_of = np.full(len(inputs.ids), -1, np.int32), np.zeros(len(inputs.ids), np.int32)
-  pads = ((sounds, (cfg.audio_token_id,), 0), (sights, (cfg.image_token_id, cfg.video_token_id), len(sounds)))
+  pads = ((audio_items, (cfg.audio_token_id,), 0), (visual_items, (cfg.image_token_id, cfg.video_token_id), len(audio_items)))
   for items, ids, base in pads:
     where = np.flatnonzero(np.isin(inputs.ids, ids))
     counts = [item.tokens for item in items]
@@ -187,10 +188,10 @@ def items_of(inputs: ModelInputs, cfg: ThinkerConfig) -> tuple[list[Item], np.nd
     if items:
       item_of[where] = base + np.repeat(np.arange(len(items)), counts)
       feature_of[where] = np.concatenate([np.arange(n) for n in counts])
-  return sounds + sights, item_of, feature_of
+  return audio_items + visual_items, item_of, feature_of
 
 
-def cut(
+def cut_prompt(
   inputs: ModelInputs, items: list[Item], item_of: np.ndarray, feature_of: np.ndarray, sizes: Sequence[int]
 ) -> list[PromptPiece]:
   """The pieces of a prompt: large ones while more than two small ones are left. By the prompt alone."""
@@ -211,6 +212,6 @@ def cut(
   return pieces
 
 
-def compact_prompt(prepared: Prepared, cfg) -> tuple[np.ndarray, int]:
+def compact_prompt(prepared: PreparedRow, cfg) -> tuple[np.ndarray, int]:
   """What the Talker is given of a prompt: the indices of its user tokens, and where the assistant's header begins."""
   return user_tokens(prepared.inputs.ids, cfg), assistant_header(prepared.inputs.ids, cfg)

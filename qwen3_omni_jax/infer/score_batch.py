@@ -23,7 +23,7 @@ from ..sharding import follow_params
 from . import media_batch
 from .batch_plan import EngineConfig
 from .collate import bucket
-from .prefix_cache import Kept
+from .prefix_cache import LruStore
 from .prepare import Row, RowError, items_of
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ def score_lanes(params: Params, cfg: ThinkerConfig, lanes: ScoreLanes, dtype, to
   def block(inputs):
     h, t = inputs
     scores = jax.nn.log_softmax(logits(params, h), axis=-1)
-    best, which = jax.lax.top_k(scores, max(top, 1))
-    return jnp.take_along_axis(scores, t[:, None], axis=-1)[:, 0], best, which
+    top_values, top_ids = jax.lax.top_k(scores, max(top, 1))
+    return jnp.take_along_axis(scores, t[:, None], axis=-1)[:, 0], top_values, top_ids
 
   by_block = jax.lax.map(block, (hidden.reshape(-1, BLOCK, hidden.shape[-1]), target.reshape(-1, BLOCK)))
   later = lambda x: jnp.roll(x.reshape(-1, *x.shape[2:])[: P * T].reshape(P, T, *x.shape[2:]), 1, axis=1)  # of the token foretold
-  own, best, which = map(later, by_block)
-  return own.at[:, 0].set(0), best, which
+  own, top_values, top_ids = map(later, by_block)
+  return own.at[:, 0].set(0), top_values, top_ids
 
 
 class BulkScorer:
@@ -77,7 +77,7 @@ class BulkScorer:
     self.omni, self.config, self.top = omni, config or EngineConfig(), top
     if not 0 <= top <= omni.cfg.thinker.text.vocab_size:
       raise ValueError(f'top_logprobs {top}: expected 0 to the vocabulary, {omni.cfg.thinker.text.vocab_size}')
-    self.features = Kept(self.config.feature_bytes, lambda value: value.nbytes)
+    self.features = LruStore(self.config.feature_bytes, lambda value: value.nbytes)
 
   def score(self, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
     """(row, {'score': …} or {'error': …}) of each row, in no order."""
@@ -146,7 +146,7 @@ class BulkScorer:
         values = self._feature(item, members)
         lanes.features[lane, : len(values), at] = np.moveaxis(values[:, feature_of[at]], 1, 0)
         lanes.media[lane, at] = True
-    own, best, which = (np.asarray(a) for a in score_lanes(self.omni.params['thinker'], cfg, lanes, dtype, self.top))
+    own, top_values, top_ids = (np.asarray(a) for a in score_lanes(self.omni.params['thinker'], cfg, lanes, dtype, self.top))
     for lane, (row, (inputs, begin, *_)) in enumerate(members):
       here = slice(begin, len(inputs.ids))
       logprobs = [round(float(p), 6) for p in own[lane, here]]
@@ -154,7 +154,7 @@ class BulkScorer:
       if self.top:
         score['top'] = [
           [[int(t), round(float(p), 6)] for t, p in zip(ids, values, strict=True)]
-          for ids, values in zip(which[lane, here], best[lane, here], strict=True)
+          for ids, values in zip(top_ids[lane, here], top_values[lane, here], strict=True)
         ]
       usage = {'prompt_tokens': begin, 'completion_tokens': len(logprobs)}
       yield row, {'score': score, 'usage': usage}

@@ -169,14 +169,14 @@ def decode_slots(
   sampling: SamplingRows,
   limits: Limits,
   steps: Int[Array, ''],
-  enough: Int[Array, ''],
+  idle_limit: Int[Array, ''],
   dtype,
 ) -> tuple[State, Int[Array, '']]:
-  """Up to `steps` steps of all slots; and how many were run. enough: slots without a live row at which it stops."""
+  """(state after up to `steps` steps of all slots, steps run). idle_limit: stops when so many slots have no live row."""
 
   def more(carry):
     i, state = carry
-    return (i < steps) & (state.done.sum() < jnp.minimum(enough, state.done.shape[0]))
+    return (i < steps) & (state.done.sum() < jnp.minimum(idle_limit, state.done.shape[0]))
 
   def body(carry):
     i, state = carry

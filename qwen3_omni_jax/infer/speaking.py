@@ -21,8 +21,8 @@ FRAMES_PER_CALL = 50  # frames between two looks from the host, when nothing is 
 
 
 @dataclasses.dataclass(frozen=True)
-class Handoff:
-  """What the Talker gets of a prefilled batch: the prompts' ids and the tapped hidden states, both on device."""
+class TalkerContext:
+  """The prompt as the Talker sees it after prefill: its ids and the Thinker's tapped hidden states, both on device."""
 
   ids: jnp.ndarray
   tap: jnp.ndarray
@@ -31,14 +31,14 @@ class Handoff:
 class Speaker:
   """The speech of one batch: what is fixed for all its frames, and the state of the loop.
 
-  The Talker's prompt needs each row's first token; later ones are given by `hear`.
+  The Talker's prompt needs each row's first token; later tokens come with the `text` of `run`.
   """
 
   def __init__(
     self,
     omni: 'Omni',
     rows: Sequence[Prompt],
-    handoff: Handoff,
+    talker_context: TalkerContext,
     speakers: Sequence[str],
     seeds: Sequence[int],
     max_frames: Sequence[int],
@@ -46,11 +46,11 @@ class Speaker:
     voice: Voice,
     reference_exact: bool,
   ):
-    self.omni, self.rows, self.handoff = omni, rows, handoff
+    self.omni, self.rows, self.talker_context = omni, rows, talker_context
     self.voice, self.reference_exact = voice, reference_exact
     cfg = omni.cfg
     assert cfg.talker is not None and cfg.code2wav is not None
-    self.batch = handoff.ids.shape[0]
+    self.batch = talker_context.ids.shape[0]
     extra = self.batch - len(rows)
     codes = [speaker_code(cfg.talker, name) for name in speakers]
     self.inputs = talker_inputs(rows, cfg, self.batch, reference_exact=reference_exact)
@@ -66,8 +66,8 @@ class Speaker:
     self.state = device.begin_speech(
       self.omni.params,
       self.omni.cfg,
-      self.handoff.ids,
-      self.handoff.tap,
+      self.talker_context.ids,
+      self.talker_context.tap,
       self.inputs,
       text,
       self.speaker,
@@ -113,15 +113,15 @@ class Speaker:
 
 
 def spoken_tokens(counts: np.ndarray, stopped: np.ndarray, reference_exact: bool) -> np.ndarray:
-  """Tokens to say of each reply: all but the stop token. The reference also leaves out the last token of a reply that was
+  """Tokens to speak of each reply: all but the stop token. The reference also leaves out the last token of a reply that was
   cut by its limit."""
   return np.where(stopped | reference_exact, np.maximum(counts - 1, 0), counts).astype(np.int32)
 
 
-def speak_replies(speaker: Speaker, output: jnp.ndarray, say: np.ndarray) -> list[Speech]:
-  """Speech of replies that are all there. output: token ids 'B O'; say: how many of them each row says."""
-  text = device.whole_text(speaker.omni.params, speaker.omni.cfg, output, jnp.asarray(say), dtype=speaker.omni.dtype)
-  speaker.begin(text, say > 0)
+def speak_replies(speaker: Speaker, output: jnp.ndarray, reply_length: np.ndarray) -> list[Speech]:
+  """Speech of complete replies. output: token ids 'B O'; reply_length: how many of them each row speaks."""
+  text = device.whole_text(speaker.omni.params, speaker.omni.cfg, output, jnp.asarray(reply_length), dtype=speaker.omni.dtype)
+  speaker.begin(text, reply_length > 0)
   while not speaker.ended:
     speaker.run(text, True, FRAMES_PER_CALL)
   return speaker.results()
@@ -140,7 +140,7 @@ class WaveStream:
     self.state = init_state(self.cfg, 1, speaker.omni.dtype)
 
   @property
-  def wanted(self) -> int:
+  def next_size(self) -> int:
     """Frames of the next chunk."""
     return self.schedule[min(self.chunks, len(self.schedule) - 1)]
 
@@ -149,8 +149,8 @@ class WaveStream:
     state = self.speaker.state
     assert state is not None
     frames = int(state.frames[0])
-    while frames - self.sent >= self.wanted or (last and frames > self.sent):
-      size, real = self.wanted, min(self.wanted, frames - self.sent)
+    while frames - self.sent >= self.next_size or (last and frames > self.sent):
+      size, real = self.next_size, min(self.next_size, frames - self.sent)
       codes = np.zeros((1, size, state.codes.shape[2]), np.int32)
       codes[0, :real] = np.asarray(state.codes[0, self.sent : self.sent + real])
       omni = self.speaker.omni

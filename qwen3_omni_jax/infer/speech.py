@@ -180,16 +180,16 @@ def speak(
 ) -> SpeechState:
   """Up to `steps` frames on device: until every row has ended or waits for text."""
 
-  def able(state):
+  def ready(state):
     return (state.reason == RUNNING) & (text_done | (state.frames + 1 < text.count))
 
   def more(carry):
     i, state = carry
-    return (i < steps) & able(state).any()
+    return (i < steps) & ready(state).any()
 
   def body(carry):
     i, state = carry
-    state = next_frame(params, cfg, predictor, state, text, able(state), draws)
+    state = next_frame(params, cfg, predictor, state, text, ready(state), draws)
     return i + 1, state.replace(reason=why_ended(state, text, text_done, limits))
 
   return jax.lax.while_loop(more, body, (jnp.int32(0), state.replace(reason=why_ended(state, text, text_done, limits))))[1]

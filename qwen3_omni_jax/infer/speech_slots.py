@@ -34,15 +34,15 @@ from .talker_inputs import TalkerInputs
 
 
 @flax.struct.dataclass
-class Talk:
-  """Replies to be spoken, one a lane. Prompts are compact: the user's tokens, then the three of the assistant's header."""
+class TalkerPrompts:
+  """Replies to be spoken, one a lane. Prompts are compact: the user's tokens, then the assistant's header of three tokens."""
 
   slot: Int[Array, ' P']  # an unused lane has the number of slots
   ids: Int[Array, 'P U3']
   tap: Float[Array, 'P U3 D']  # read at media tokens only
   inputs: TalkerInputs
   reply: Int[Array, 'P K']
-  say: Int[Array, ' P']  # tokens of reply
+  reply_length: Int[Array, ' P']
   speaker: Int[Array, ' P']
 
 
@@ -70,20 +70,21 @@ def empty_speech(cfg: OmniConfig, slots: int, length: int, dtype) -> tuple[Speec
 @follow_params
 @functools.partial(jax.jit, static_argnames=('cfg', 'dtype'), donate_argnames=('state', 'text'))
 def begin_talk(
-  params: Params, cfg: OmniConfig, state: SpeechState, text: TextTrack, talk: Talk, draws: Draws, dtype
+  params: Params, cfg: OmniConfig, state: SpeechState, text: TextTrack, prompts: TalkerPrompts, draws: Draws, dtype
 ) -> tuple[SpeechState, TextTrack]:
   """Talker prompts into their slots, and the first code 0 of each. draws: of the lanes."""
-  slots, P = state.reason.shape[0], talk.slot.shape[0]
-  used = talk.slot < slots
-  slot = jnp.where(used, talk.slot, slots + jnp.arange(P, dtype=jnp.int32))  # an unused lane is put nowhere
-  track = whole_text(params, cfg, talk.reply, talk.say, dtype)
-  tokens = talk.inputs.positions.shape[2]
-  new = begin_speech(params, cfg, talk.ids, talk.tap, talk.inputs, track, talk.speaker, draws, used, slots=tokens, frames=1)
+  slots, P = state.reason.shape[0], prompts.slot.shape[0]
+  used = prompts.slot < slots
+  slot = jnp.where(used, prompts.slot, slots + jnp.arange(P, dtype=jnp.int32))  # an unused lane is put nowhere
+  track = whole_text(params, cfg, prompts.reply, prompts.reply_length, dtype)
+  tokens = prompts.inputs.positions.shape[2]
+  ids, tap, inputs = prompts.ids, prompts.tap, prompts.inputs
+  new = begin_speech(params, cfg, ids, tap, inputs, track, prompts.speaker, draws, used, slots=tokens, frames=1)
   put = lambda old, new: old.at[slot].set(new.astype(old.dtype), mode='drop')
   # what a slot held past the new prompt, and its codes past the frames of now, nobody reads
   cache = jax.tree.map(lambda c, n: c.at[:, slot, :, :tokens].set(n.astype(c.dtype), mode='drop'), state.cache, new.cache)
   rest = jax.tree.map(put, state.replace(cache=None, codes=None), new.replace(cache=None, codes=None))
-  rows = text.rows.at[slot, : talk.reply.shape[1]].set(track.rows.astype(text.rows.dtype), mode='drop')
+  rows = text.rows.at[slot, : prompts.reply.shape[1]].set(track.rows.astype(text.rows.dtype), mode='drop')
   text = TextTrack(rows, put(text.count, track.count), track.bos, track.eos, track.pad)
   return rest.replace(cache=cache, codes=state.codes), text
 
@@ -99,16 +100,16 @@ def speak_slots(
   draws: Draws,
   limits: SpeechLimits,
   steps: Int[Array, ''],
-  enough: Int[Array, ''],
+  idle_limit: Int[Array, ''],
 ) -> tuple[SpeechState, Int[Array, '']]:
-  """Up to `steps` frames of all slots; and how many were run. enough: slots without a running row at which it stops."""
+  """(state after up to `steps` frames of all slots, frames run). idle_limit: stops when so many slots have no running row."""
   all_there = jnp.ones(state.reason.shape[0], bool)
   guard = lambda state: state.replace(reason=why_ended(state, text, all_there, limits))
   state = guard(state)
 
   def more(carry):
     i, state = carry
-    return (i < steps) & ((state.reason != RUNNING).sum() < jnp.minimum(enough, state.reason.shape[0]))
+    return (i < steps) & ((state.reason != RUNNING).sum() < jnp.minimum(idle_limit, state.reason.shape[0]))
 
   def body(carry):
     i, state = carry

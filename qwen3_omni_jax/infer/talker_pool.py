@@ -1,4 +1,4 @@
-"""The Talker's side of the batch engine on the host: replies in slots of frames, then through the lanes of the vocoder."""
+"""The Talker's half of the batch engine, on the host: codes in slots of the Talker, then samples in lanes of the vocoder."""
 
 import dataclasses
 from collections import deque
@@ -10,22 +10,22 @@ from ..models.code2wav import init_state, lead_samples
 from ..models.talker import HEADER, OPENING
 from . import speech_slots as device
 from .batch_plan import PROMPT_CLASSES, prompt_class
-from .prepare import Prepared, compact_prompt
+from .prepare import PreparedRow, compact_prompt
 from .speech import REASONS, RUNNING, SpeechLimits
 from .talker_inputs import TalkerInputs, speaker_code, talker_inputs
-from .thinker_pool import Active
+from .thinker_pool import ActiveRow
 
 if TYPE_CHECKING:
   from .batch import Engine
 
 
 @dataclasses.dataclass(eq=False)
-class Talking:
-  """A written reply on its way to a voice."""
+class SpokenRequest:
+  """A complete text reply that is to be spoken."""
 
-  active: Active
+  active: ActiveRow
   tokens: list[int]  # the whole reply
-  say: int  # of them, without the stop token
+  reply_length: int  # tokens to speak: without the stop token
   frames: int  # at most
   index: np.ndarray  # the prompt's user tokens
   header: int
@@ -34,7 +34,7 @@ class Talking:
   reason: str = ''
 
   @property
-  def prepared(self) -> Prepared:
+  def prepared(self) -> PreparedRow:
     return self.active.prepared
 
   @property
@@ -45,14 +45,14 @@ class Talking:
   @property
   def prompt_class(self) -> int:
     """Size to which the Talker's prompt is padded; PROMPT_CLASSES[-1] is beyond any model's length."""
-    return prompt_class(min(max(len(self.index), min(self.say, self.frames + 1)), PROMPT_CLASSES[-1]))
+    return prompt_class(min(max(len(self.index), min(self.reply_length, self.frames + 1)), PROMPT_CLASSES[-1]))
 
 
-def talking(engine: 'Engine', active: Active, tokens: list[int], say: int) -> Talking:
+def spoken_request(engine: 'Engine', active: ActiveRow, tokens: list[int], reply_length: int) -> SpokenRequest:
   prepared, voice = active.prepared, engine.voice
   index, header = compact_prompt(prepared, engine.omni.cfg)
-  frames = voice.most_frames([prepared.max_frames], [say])
-  return Talking(active, tokens, say, frames, index, header)
+  frames = voice.most_frames([prepared.max_frames], [reply_length])
+  return SpokenRequest(active, tokens, reply_length, frames, index, header)
 
 
 class TalkerPool:
@@ -61,8 +61,8 @@ class TalkerPool:
   def __init__(self, engine: 'Engine', length: int):
     self.engine, self.length = engine, length
     self.slots = engine.config.slots_of(length, speech=True)
-    self.waiting: deque[Talking] = deque()
-    self.rows: list[Talking | None] = [None] * self.slots
+    self.waiting: deque[SpokenRequest] = deque()
+    self.rows: list[SpokenRequest | None] = [None] * self.slots
     self.live, self.steps_run = 0, None  # of the last call: rows at work, and steps run (on device)
     self.state, self.text = device.empty_speech(engine.omni.cfg, self.slots, length, engine.omni.dtype)
     self.seeds, self.frames = [0] * self.slots, [0] * self.slots
@@ -80,17 +80,21 @@ class TalkerPool:
     """Slots that are taken, or would be at once."""
     return min(self.slots, self.running + len(self.waiting))
 
-  def begin(self, now: bool, more: bool) -> bool:
-    """One call of Talker prompts of one size into free slots. False if there is none to begin, or so few that they wait for
-    others. now: frames are to be run next. more: rows are still to come."""
+  def begin(self, frames_next: bool, more_rows: bool) -> bool:
+    """One call of Talker prompts of one padded size into free slots.
+
+    Returns False if there is no prompt, or so few that they wait for others. frames_next: frames are computed next. more_rows:
+    rows are still to come.
+    """
     free = [slot for slot, row in enumerate(self.rows) if row is None]
     if not free or not self.waiting:
       return False
     config, size = self.engine.config, self.waiting[0].prompt_class
     lanes = config.lanes_of(size)
     chosen = [row for row in self.waiting if row.prompt_class == size][: min(lanes, len(free))]
-    few = not now or (len(free) < config.together(self.slots) and (more or len(self.waiting) > len(chosen)))
-    if few and len(chosen) < lanes:
+    others = more_rows or len(self.waiting) > len(chosen)
+    underfilled = not frames_next or (others and len(free) < config.min_free_slots(self.slots))
+    if underfilled and len(chosen) < lanes:
       return False
     for row, slot in zip(chosen, free, strict=False):
       self.waiting.remove(row)
@@ -99,7 +103,7 @@ class TalkerPool:
     self._run(chosen, size)
     return True
 
-  def _run(self, chosen: list[Talking], U: int) -> None:
+  def _run(self, chosen: list[SpokenRequest], U: int) -> None:
     engine, P = self.engine, self.engine.config.lanes_of(U)
     cfg, dtype = engine.omni.cfg, engine.omni.dtype
     inputs = TalkerInputs(
@@ -110,13 +114,13 @@ class TalkerPool:
       positions=np.zeros((3, P, U + OPENING), np.float32),
       next_position=np.zeros(P, np.float32),
     )
-    talk = device.Talk(
+    prompts = device.TalkerPrompts(
       slot=np.full(P, self.slots, np.int32),
       ids=np.zeros((P, U + HEADER), np.int32),
       tap=np.zeros((P, U + HEADER, cfg.thinker.text.hidden_size), dtype),
       inputs=inputs,
       reply=np.zeros((P, U), np.int32),
-      say=np.zeros(P, np.int32),
+      reply_length=np.zeros(P, np.int32),
       speaker=np.zeros(P, np.int32),
     )
     for lane, row in enumerate(chosen):
@@ -125,24 +129,24 @@ class TalkerPool:
       inputs.media[lane, :n], inputs.length[lane] = one.media[0, :n], n
       inputs.positions[:, lane, : n + OPENING] = one.positions[:, 0, : n + OPENING]
       inputs.next_position[lane] = one.next_position[0]
-      talk.slot[lane], talk.say[lane] = row.slot, row.say
-      talk.ids[lane, :n] = prompt.ids[row.index]
-      talk.ids[lane, U:] = prompt.ids[row.header : row.header + HEADER]
-      said = row.tokens[: min(row.say, U)]
-      talk.reply[lane, : len(said)] = said
-      talk.speaker[lane] = speaker_code(cfg.talker, row.prepared.speaker)
+      prompts.slot[lane], prompts.reply_length[lane] = row.slot, row.reply_length
+      prompts.ids[lane, :n] = prompt.ids[row.index]
+      prompts.ids[lane, U:] = prompt.ids[row.header : row.header + HEADER]
+      tokens = row.tokens[: min(row.reply_length, U)]
+      prompts.reply[lane, : len(tokens)] = tokens
+      prompts.speaker[lane] = speaker_code(cfg.talker, row.prepared.speaker)
       for start, length, tap in row.active.taps:
         at = np.flatnonzero((row.index >= start) & (row.index < start + length))
-        talk.tap[lane, at] = tap.array()[row.index[at] - start]
+        prompts.tap[lane, at] = tap.array()[row.index[at] - start]
     seeds = [row.prepared.sampling.seed for row in chosen] + [0] * (P - len(chosen))
     draws = engine.voice.draws(cfg, seeds)
-    self.state, self.text = device.begin_talk(engine.omni.params, cfg, self.state, self.text, talk, draws, dtype)
+    self.state, self.text = device.begin_talk(engine.omni.params, cfg, self.state, self.text, prompts, draws, dtype)
 
   def speak(self, steps: int, refill: bool) -> None:
-    """Frames of all slots; dispatched only. refill: rows wait for slots, so stop when there are enough for a call of prompts."""
+    """Dispatches frames of all slots. refill: rows wait for slots, so stop when enough are free for a call of prompts."""
     omni, voice = self.engine.omni, self.engine.voice
     self.live = self.running
-    enough = max(self.slots - self.live + 1, self.engine.config.together(self.slots)) if refill else self.slots
+    idle_limit = max(self.slots - self.live + 1, self.engine.config.min_free_slots(self.slots)) if refill else self.slots
     limits: SpeechLimits = voice.limits(self.frames)
     self.state, self.steps_run = device.speak_slots(
       omni.params,
@@ -153,35 +157,35 @@ class TalkerPool:
       voice.draws(omni.cfg, self.seeds),
       limits,
       np.int32(steps),
-      np.int32(enough),
+      np.int32(idle_limit),
     )
 
-  def harvest(self) -> list[Talking]:
+  def take_finished(self) -> list[SpokenRequest]:
     """Rows whose speech has ended, with their codes; their slots are free again."""
     reason = np.asarray(self.state.reason)
-    over = [row for row in self.rows if row is not None and reason[row.slot] != RUNNING]
-    if over:
+    ended = [row for row in self.rows if row is not None and reason[row.slot] != RUNNING]
+    if ended:
       frames, codes = np.asarray(self.state.frames), np.asarray(self.state.codes)
-      for row in over:
+      for row in ended:
         row.codes, row.reason = codes[row.slot, : frames[row.slot]].copy(), REASONS[reason[row.slot]]
         self.rows[row.slot] = None
-    return over
+    return ended
 
 
 @dataclasses.dataclass(eq=False)
 class _Lane:
-  row: Talking
+  row: SpokenRequest
   sent: int = 0
   pieces: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 class Vocoder:
-  """Codes to samples, `wave_frames` frames of every lane a call; a lane takes the next reply as soon as its own is done."""
+  """Turns codes into samples, `wave_frames` frames of every lane a call; a lane takes the next reply when its own is done."""
 
   def __init__(self, engine: 'Engine'):
     self.engine = engine
     self.size = engine.config.vocoder_lanes
-    self.waiting: deque[Talking] = deque()
+    self.waiting: deque[SpokenRequest] = deque()
     self.lanes: list[_Lane | None] = [None] * self.size
     assert engine.omni.cfg.code2wav is not None
     self.cfg = engine.omni.cfg.code2wav
@@ -214,12 +218,12 @@ class Vocoder:
     self._wave, self.state = device.vocode_lanes(omni.params, omni.cfg, codes, self.state, fresh, omni.dtype)
     return True
 
-  def harvest(self) -> list[tuple[Talking, np.ndarray]]:
+  def take_finished(self) -> list[tuple[SpokenRequest, np.ndarray]]:
     """Replies whose samples are complete."""
     if self._wave is None:
       return []
     wave, self._wave = np.asarray(self._wave), None
-    cfg, F, over = self.cfg, self.engine.config.wave_frames, []
+    cfg, F, ended = self.cfg, self.engine.config.wave_frames, []
     for i, lane in enumerate(self.lanes):
       if lane is None or lane.row.codes is None:
         continue
@@ -230,6 +234,6 @@ class Vocoder:
       self.engine.stats.wave_frames += real
       self.engine.stats.wave_padding += F - real
       if lane.sent >= len(lane.row.codes):
-        over.append((lane.row, np.concatenate(lane.pieces)))
+        ended.append((lane.row, np.concatenate(lane.pieces)))
         self.lanes[i] = None
-    return over
+    return ended

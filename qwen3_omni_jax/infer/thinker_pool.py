@@ -1,4 +1,4 @@
-"""The Thinker's side of the batch engine on the host: which row sits in which slot, and what each call feeds."""
+"""The Thinker's half of the batch engine, on the host: which row is in which slot, and what each call computes."""
 
 import dataclasses
 import time
@@ -9,8 +9,8 @@ import numpy as np
 
 from . import slots as device
 from .decode import Limits
-from .prefix_cache import KeptPiece
-from .prepare import Prepared, PromptPiece
+from .prefix_cache import CachedPiece
+from .prepare import PreparedRow, PromptPiece
 from .sampling import SamplingRows
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(eq=False)
-class Active:
+class ActiveRow:
   """A row in a slot. taps: (start, length, states) of the pieces whose media the Talker will read."""
 
-  prepared: Prepared
+  prepared: PreparedRow
   slot: int
   started: float
   piece: int = 0
@@ -56,10 +56,10 @@ class ThinkerPool:
   def __init__(self, engine: 'Engine', length: int):
     self.engine, self.length = engine, length
     self.slots = engine.config.slots_of(length)
-    self.waiting: deque[Prepared] = deque()
-    self.coming: deque[tuple[ThinkerPool, Active]] = deque()  # rows of smaller pools that are full
-    self.rows: list[Active | None] = [None] * self.slots
-    self.filling: list[Active] = []
+    self.waiting: deque[PreparedRow] = deque()
+    self.promoted: deque[tuple[ThinkerPool, ActiveRow]] = deque()  # rows that filled their slot in a smaller pool
+    self.rows: list[ActiveRow | None] = [None] * self.slots
+    self.filling: list[ActiveRow] = []
     self.live, self.steps_run = 0, None  # of the last call: rows at work, and steps run (on device)
     self.state = device.empty_slots(engine.omni.cfg.thinker, self.slots, length, engine.omni.dtype)
     number = self.slots
@@ -69,22 +69,22 @@ class ThinkerPool:
 
   @property
   def busy(self) -> bool:
-    return bool(self.waiting or self.coming) or any(self.rows)
+    return bool(self.waiting or self.promoted) or any(self.rows)
 
   @property
   def decoding(self) -> int:
     return sum(1 for row in self.rows if row is not None and row.decoding)
 
   def assign(self) -> None:
-    """Gives free slots to rows that come from smaller ones, then to waiting rows, oldest first."""
+    """Gives free slots to rows promoted from smaller slots, then to waiting rows, oldest first."""
     for slot in [slot for slot, row in enumerate(self.rows) if row is None]:
-      if self.coming:
-        smaller, row = self.coming.popleft()
+      if self.promoted:
+        smaller, row = self.promoted.popleft()
         self.state = device.move_slot(smaller.state, self.state, np.int32(row.slot), np.int32(slot))
         smaller.rows[row.slot] = None
         row.slot, row.decoding = slot, True
       elif self.waiting:
-        row = Active(self.waiting.popleft(), slot, time.perf_counter())
+        row = ActiveRow(self.waiting.popleft(), slot, time.perf_counter())
         self.filling.append(row)
       else:
         return
@@ -95,62 +95,66 @@ class ThinkerPool:
       self.top_k[slot], self.seed[slot] = min(sampling.top_k or vocab, vocab), sampling.seed
       self.penalty[slot], self.limit[slot] = sampling.repetition_penalty, self._limit(row.prepared)
 
-  def _limit(self, prepared: Prepared) -> int:
-    """Tokens of a row's reply that there is room for here."""
+  def _limit(self, prepared: PreparedRow) -> int:
+    """Most tokens of a row's reply in a slot of this pool."""
     return min(prepared.max_new_tokens, self.length - len(prepared.inputs.ids))
 
   # ---- prompts
 
-  def feed(self, more: bool) -> bool:
-    """One call of pieces, after what other rows have already computed was copied. False if there was nothing to feed, or so
-    little that it waits for other rows' slots. more: rows are still to come."""
+  def feed(self, more_rows: bool) -> bool:
+    """One call of prompt pieces, after copying the pieces that are cached.
+
+    Returns False if there was nothing to feed, or so few pieces that they wait for other rows' slots. more_rows: rows are still
+    to come.
+    """
     for row in self.filling:
       self._reuse(row)
-    chosen = self._choose()
-    few = len(chosen) < self.engine.config.lanes and self.slots - self.decoding < self.engine.config.together(self.slots)
-    if not chosen or (few and (more or self.waiting)):
+    chosen = self._select_pieces()
+    config, free = self.engine.config, self.slots - self.decoding
+    underfilled = len(chosen) < config.lanes and free < config.min_free_slots(self.slots)
+    if not chosen or (underfilled and (more_rows or self.waiting)):
       return False
     self.engine.encode(chosen)
     self._run(chosen)
     self.filling = [row for row in self.filling if not row.decoding]
     return True
 
-  def _reuse(self, row: Active) -> None:
-    """Copies pieces that are kept into the row's slot, up to the last piece, which gives its first token."""
-    while not row.on_last and row.next.key in self.engine.kept:
-      piece, kept = row.next, self.engine.kept.get(row.next.key)
+  def _reuse(self, row: ActiveRow) -> None:
+    """Copies cached pieces into the row's slot, up to but not including the last piece, which gives its first token."""
+    while not row.on_last and row.next.key in self.engine.prefix_store:
+      piece, cached = row.next, self.engine.prefix_store.get(row.next.key)
       ids = row.prepared.inputs.ids[piece.start : piece.start + piece.length]
-      self.state = device.put_piece(self.state, np.int32(row.slot), np.int32(piece.start), kept.window, ids)
+      self.state = device.put_piece(self.state, np.int32(row.slot), np.int32(piece.start), cached.window, ids)
       self.engine.stats.reused_tokens += piece.length
-      self._passed(row, piece, None if kept.tap is None else Tap(kept.tap))
+      self._advance(row, piece, None if cached.tap is None else Tap(cached.tap))
 
-  def _passed(self, row: Active, piece: PromptPiece, tap: Tap | None) -> None:
+  def _advance(self, row: ActiveRow, piece: PromptPiece, tap: Tap | None) -> None:
     if tap is not None and row.prepared.speech and piece.items:
       row.taps.append((piece.start, piece.length, tap))
     if not row.on_last:
-      self.engine.wanted.served(piece.key)
+      self.engine.demand.served(piece.key)
     row.piece += 1
 
-  def _choose(self) -> list[tuple[Active, PromptPiece]]:
+  def _select_pieces(self) -> list[tuple[ActiveRow, PromptPiece]]:
     """Pieces for one call, in order: of one size, all with media or all without, no two that are the same computation."""
-    chosen: list[tuple[Active, PromptPiece]] = []
+    chosen: list[tuple[ActiveRow, PromptPiece]] = []
     kind, now = None, set()
     for row in self.filling:
       pieces = row.prepared.pieces
       for at in range(row.piece, len(pieces)):
         piece = pieces[at]
-        like = (piece.size, bool(piece.items))
-        kind = kind or like
-        if like != kind or len(chosen) == self.engine.config.lanes:
+        shape = (piece.size, bool(piece.items))
+        kind = kind or shape
+        if shape != kind or len(chosen) == self.engine.config.lanes:
           break
         if piece.key in now and at < len(pieces) - 1:
           break  # another lane of this call computes it; it will be copied
-        if self.engine.wanted.others(piece.key):
+        if self.engine.demand.shared(piece.key):
           now.add(piece.key)
         chosen.append((row, piece))
     return chosen
 
-  def _run(self, chosen: list[tuple[Active, PromptPiece]]) -> None:
+  def _run(self, chosen: list[tuple[ActiveRow, PromptPiece]]) -> None:
     engine, P, C = self.engine, self.engine.config.lanes, chosen[0][1].size
     cfg, dtype = engine.omni.cfg.thinker, engine.omni.dtype
     media = bool(chosen[0][1].items)
@@ -167,40 +171,40 @@ class ThinkerPool:
       media=np.zeros((P, C), bool) if media else None,
       features=np.zeros((levels, P, C, cfg.text.hidden_size), dtype) if media else None,
     )
-    where = np.zeros(P, np.int32)
+    lane_slots = np.zeros(P, np.int32)
     for lane, (row, piece) in enumerate(chosen):
-      prepared, here = row.prepared, slice(piece.start, piece.start + piece.length)
+      prepared, span = row.prepared, slice(piece.start, piece.start + piece.length)
       n, inputs = piece.length, prepared.inputs
-      lanes.slot[lane] = where[lane] = row.slot
-      lanes.start[lane], lanes.ids[lane, :n], lanes.segment[lane, :n] = piece.start, inputs.ids[here], 1
-      lanes.positions[:, lane, :n] = inputs.positions[:, here]
+      lanes.slot[lane] = lane_slots[lane] = row.slot
+      lanes.start[lane], lanes.ids[lane, :n], lanes.segment[lane, :n] = piece.start, inputs.ids[span], 1
+      lanes.positions[:, lane, :n] = inputs.positions[:, span]
       if piece is prepared.pieces[-1]:
         lanes.last[lane], lanes.limit[lane] = True, self._limit(prepared)
         lanes.next_position[lane] = inputs.positions.max() + 1
       if media:
-        self._place(lanes, lane, row, piece, here)
-    sampling = self._sampling(where)
+        self._copy_features(lanes, lane, row, piece, span)
+    sampling = self._sampling(lane_slots)
     self.state, tap = device.feed_pieces(
       engine.omni.params['thinker'], cfg, self.state, lanes, sampling, engine.stop, dtype, engine.tap_layer
     )
     now = time.perf_counter()
     for lane, (row, piece) in enumerate(chosen):
-      mine = Tap(tap, lane) if tap is not None and piece.items else None
+      lane_tap = Tap(tap, lane) if tap is not None and piece.items else None
       last = row.on_last
-      if not last and (engine.wanted.others(piece.key) or engine.wanted.worth_keeping(piece.key)):
+      if not last and (engine.demand.shared(piece.key) or engine.demand.worth_caching(piece.key)):
         window = device.take_piece(self.state.cache, np.int32(row.slot), np.int32(piece.start), C)
-        engine.kept.put(piece.key, KeptPiece(window, None if mine is None else mine.array()))
-      self._passed(row, piece, mine)
+        engine.prefix_store.put(piece.key, CachedPiece(window, None if lane_tap is None else lane_tap.array()))
+      self._advance(row, piece, lane_tap)
       if last:
         row.decoding, row.first_token = True, now
     stats = engine.stats
     stats.prompt_tokens += sum(piece.length for _, piece in chosen)
     stats.padded_tokens += sum(C - piece.length for _, piece in chosen)
 
-  def _place(self, lanes: device.Piece, lane: int, row: Active, piece: PromptPiece, here: slice) -> None:
+  def _copy_features(self, lanes: device.Piece, lane: int, row: ActiveRow, piece: PromptPiece, span: slice) -> None:
     """The features of a piece, each at its token."""
-    items, item_of = row.prepared.items, row.prepared.item_of[here]
-    feature_of = row.prepared.feature_of[here]
+    items, item_of = row.prepared.items, row.prepared.item_of[span]
+    feature_of = row.prepared.feature_of[span]
     assert lanes.features is not None and lanes.media is not None
     for i in np.unique(item_of[item_of >= 0]):
       at = np.flatnonzero(item_of == i)
@@ -210,17 +214,17 @@ class ThinkerPool:
 
   # ---- replies
 
-  def _sampling(self, where: np.ndarray | None = None) -> SamplingRows:
-    pick = (lambda a: a) if where is None else (lambda a: a[where])
+  def _sampling(self, lane_slots: np.ndarray | None = None) -> SamplingRows:
+    pick = (lambda a: a) if lane_slots is None else (lambda a: a[lane_slots])
     return SamplingRows(
       *(pick(a) for a in (self.temperature, self.top_k, self.top_p, self.penalty, self.seed)), candidates=self.engine.widths
     )
 
   def decode(self, steps: int, refill: bool) -> None:
-    """Steps of all slots; dispatched only. refill: rows wait for slots, so stop when there are enough for a call of pieces."""
+    """Dispatches decode steps of all slots. refill: rows wait for slots, so stop when enough are free for a call of pieces."""
     self.live = self.decoding
     idle = self.slots - self.live
-    enough = max(idle + 1, self.engine.config.together(self.slots)) if refill else self.slots
+    idle_limit = max(idle + 1, self.engine.config.min_free_slots(self.slots)) if refill else self.slots
     engine = self.engine
     limits = Limits(engine.stop, self.limit)
     self.state, self.steps_run = device.decode_slots(
@@ -230,18 +234,20 @@ class ThinkerPool:
       self._sampling(),
       limits,
       np.int32(steps),
-      np.int32(enough),
+      np.int32(idle_limit),
       engine.omni.dtype,
     )
 
-  def harvest(self) -> tuple[list[tuple[Active, list[int]]], list[Active]]:
-    """Rows whose reply is finished, with its tokens: their slots are free again. And rows that are full: they keep theirs until
-    there is a larger one."""
+  def take_finished(self) -> tuple[list[tuple[ActiveRow, list[int]]], list[ActiveRow]]:
+    """(finished rows with their tokens, full rows).
+
+    Slots of finished rows are free again; a full row keeps its slot until a larger one is free.
+    """
     done, count = np.asarray(self.state.done), np.asarray(self.state.count)
-    over = [row for row in self.rows if row is not None and row.decoding and done[row.slot]]
-    output = np.asarray(self.state.output) if over else None
+    ended = [row for row in self.rows if row is not None and row.decoding and done[row.slot]]
+    output = np.asarray(self.state.output) if ended else None
     finished, full = [], []
-    for row in over:
+    for row in ended:
       assert output is not None
       tokens = output[row.slot, : count[row.slot]].tolist()
       if len(tokens) < row.prepared.max_new_tokens and tokens[-1] not in self.engine.stop_ids:

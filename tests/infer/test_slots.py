@@ -178,7 +178,7 @@ def test_a_spoken_reply_begins_with_the_same_bits_in_any_lane_and_any_company(om
       np.zeros((3, P, U + OPENING), np.float32),
       np.zeros(P, np.float32),
     )
-    talk = speech_slots.Talk(
+    prompts = speech_slots.TalkerPrompts(
       many + SLOTS,
       np.zeros((P, U + 3), np.int32),
       np.zeros((P, U + 3, cfg.thinker.text.hidden_size), np.float32),
@@ -189,19 +189,20 @@ def test_a_spoken_reply_begins_with_the_same_bits_in_any_lane_and_any_company(om
     )
     for lane, (slot, seed) in lanes.items():
       rng = np.random.default_rng(seed)
-      n, talk.say[lane] = rng.integers(9, U), rng.integers(1, 9)
-      talk.slot[lane], inputs.length[lane], inputs.media[lane, : n // K] = slot, n, True
-      talk.ids[lane], talk.reply[lane] = rng.integers(0, 900, U + 3), rng.integers(0, 900, U)
-      talk.tap[lane], inputs.positions[:, lane] = rng.standard_normal(talk.tap[lane].shape), np.arange(U + OPENING)
+      n, prompts.reply_length[lane] = rng.integers(9, U), rng.integers(1, 9)
+      prompts.slot[lane], inputs.length[lane], inputs.media[lane, : n // K] = slot, n, True
+      prompts.ids[lane], prompts.reply[lane] = rng.integers(0, 900, U + 3), rng.integers(0, 900, U)
+      prompts.tap[lane], inputs.positions[:, lane] = rng.standard_normal(prompts.tap[lane].shape), np.arange(U + OPENING)
     seeds = [lanes[lane][1] if lane in lanes else 0 for lane in range(P)]
     state, text = speech_slots.empty_speech(cfg, SLOTS, 64, omni.dtype)
-    state, text = speech_slots.begin_talk(params, cfg, state, text, talk, omni.voice.draws(cfg, seeds), omni.dtype)
-    n, say = state.filled[3], text.count[3]
+    state, text = speech_slots.begin_talk(params, cfg, state, text, prompts, omni.voice.draws(cfg, seeds), omni.dtype)
+    n, length = state.filled[3], text.count[3]
     rest = {f.name: getattr(state, f.name)[3] for f in dataclasses.fields(state) if f.name != 'cache'}
-    return {**rest, 'k': state.cache.k[:, 3, :, :n], 'v': state.cache.v[:, 3, :, :n], 'say': say, 'text': text.rows[3, :say]}
+    keys, values = state.cache.k[:, 3, :, :n], state.cache.v[:, 3, :, :n]
+    return {**rest, 'k': keys, 'v': values, 'length': length, 'text': text.rows[3, :length]}
 
   expected = begin({0: (3, 7)})
-  assert expected['filled'] > OPENING and expected['say'] > 0 and expected['k'].any()
+  assert expected['filled'] > OPENING and expected['length'] > 0 and expected['k'].any()
   for lanes in ({2: (3, 7)}, {3: (3, 7), 0: (1, 8)}, {1: (3, 7), 0: (0, 1), 2: (5, 2), 3: (9, 3)}):
     assert_same_bits(begin(lanes), expected, lanes)
 
