@@ -1,4 +1,4 @@
-"""What a run is told: frozen dataclasses, filled from a YAML file and `key=value` overrides.
+"""Configuration of a run: frozen dataclasses, read from a YAML file and `key=value` overrides.
 
 An unknown key is an error, with the key that was probably meant. `extends: other.yaml` starts from another file.
 """
@@ -71,33 +71,33 @@ class Recipe:
   step: Step = Step()
 
 
-def fill(cls, data: Any, where: str = ''):
+def from_data(cls, data: Any, where: str = ''):
   """An instance of a dataclass from plain data. Raises ValueError listing every unknown key and every value that does not fit."""
   problems: list[str] = []
-  built = _fill(cls, data, where, problems)
+  built = _convert(cls, data, where, problems)
   if problems:
     raise ValueError('\n  '.join([f'{len(problems)} mistakes in the configuration:', *problems]))
   return built
 
 
-def _fill(kind, value, where: str, problems: list[str]):
+def _convert(kind, value, where: str, problems: list[str]):
   origin, inner = typing.get_origin(kind), typing.get_args(kind)
   if dataclasses.is_dataclass(kind):
-    return _fill_object(kind, value, where, problems)
+    return _convert_object(kind, value, where, problems)
   if origin in (typing.Union, types.UnionType):
     if value is None and type(None) in inner:
       return None
-    return _fill(next(k for k in inner if k is not type(None)), value, where, problems)
+    return _convert(next(k for k in inner if k is not type(None)), value, where, problems)
   if origin is tuple:
     if not isinstance(value, (list, tuple)):
-      return _wrong(where, 'a list', value, problems)
-    return tuple(_fill(inner[0], item, f'{where}[{i}]', problems) for i, item in enumerate(value))
+      return _add_problem(where, 'a list', value, problems)
+    return tuple(_convert(inner[0], item, f'{where}[{i}]', problems) for i, item in enumerate(value))
   if origin is dict:
     if not isinstance(value, dict):
-      return _wrong(where, 'an object', value, problems)
-    return {str(key): _fill(inner[1], item, f'{where}.{key}', problems) for key, item in value.items()}
+      return _add_problem(where, 'an object', value, problems)
+    return {str(key): _convert(inner[1], item, f'{where}.{key}', problems) for key, item in value.items()}
   if origin is typing.Literal:
-    return value if value in inner else _wrong(where, f'one of {", ".join(inner)}', value, problems)
+    return value if value in inner else _add_problem(where, f'one of {", ".join(inner)}', value, problems)
   if kind is Any:
     return value
   if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a word
@@ -106,14 +106,14 @@ def _fill(kind, value, where: str, problems: list[str]):
     except ValueError:
       pass
   fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
-  return kind(value) if fits else _wrong(where, kind.__name__, value, problems)
+  return kind(value) if fits else _add_problem(where, kind.__name__, value, problems)
 
 
-def _fill_object(cls, data, where: str, problems: list[str]):
+def _convert_object(cls, data, where: str, problems: list[str]):
   if dataclasses.is_dataclass(data):
     return data
   if not isinstance(data, dict):
-    return _wrong(where or cls.__name__, 'an object', data, problems)
+    return _add_problem(where or cls.__name__, 'an object', data, problems)
   hints, fields = typing.get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
   dotted = f'{where}.' if where else ''
   values = {}
@@ -123,19 +123,19 @@ def _fill_object(cls, data, where: str, problems: list[str]):
       hint = f"; did you mean '{close[0]}'?" if close else f'; known: {", ".join(fields)}'
       problems.append(f'{dotted}{key}: unknown{hint}')
     else:
-      values[key] = _fill(hints[key], value, dotted + str(key), problems)
+      values[key] = _convert(hints[key], value, dotted + str(key), problems)
   needed = (f for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
-  lacking = [f.name for f in needed if f.name not in values]
-  problems += [f'{dotted}{name}: missing, and it has no default' for name in lacking]
-  return None if lacking else cls(**values)
+  missing = [f.name for f in needed if f.name not in values]
+  problems += [f'{dotted}{name}: missing, and it has no default' for name in missing]
+  return None if missing else cls(**values)
 
 
-def _wrong(where: str, expected: str, value, problems: list[str]) -> None:
+def _add_problem(where: str, expected: str, value, problems: list[str]) -> None:
   problems.append(f'{where}: expected {expected}, found {str(value)[:80]!r}')
 
 
 def read(cls, file: str | pathlib.Path | None, overrides: Sequence[str] = ()):
-  """cls filled from a file and then from overrides such as `optimiser.name=muon` (values in YAML).
+  """An instance of cls from a file and then from overrides such as `optimiser.name=muon` (values in YAML).
 
   file: a path, or the name of one that comes with the package (`s2_general`). A string `extends` in it names a file to start
   from, in its own folder.
@@ -150,7 +150,7 @@ def read(cls, file: str | pathlib.Path | None, overrides: Sequence[str] = ()):
     except yaml.YAMLError as error:
       raise ValueError(f'{item!r}: the value is not YAML ({str(error).splitlines()[0]})') from error
     _set(data, key.split('.'), value, item)
-  return fill(cls, data)
+  return from_data(cls, data)
 
 
 def _find(file: str | pathlib.Path) -> pathlib.Path:
@@ -200,7 +200,7 @@ def _set(data: dict, keys: list[str], value, item: str) -> None:
 
 
 def to_data(config) -> Any:
-  """Plain data, from which `fill` makes the same config again."""
+  """Plain data, from which `from_data` makes the same config again."""
   if dataclasses.is_dataclass(config):
     return {f.name: to_data(getattr(config, f.name)) for f in dataclasses.fields(config)}
   if isinstance(config, dict):

@@ -1,7 +1,7 @@
 """The input pipeline: sources → lanes of examples → packed batches, with a state that restores exactly.
 
 The records of each source are shuffled anew for each epoch and dealt to *lanes* in turn: lane l takes every lanes-th record from
-the l-th on. A lane mixes its shares of the sources by weight, decodes ahead of need, and packs its own rows of every batch. All
+the l-th on. A lane mixes its shares of the sources by weight, decodes ahead, and packs its own rows of every batch. All
 lanes together make the global batch, so nothing depends on how many processes there are: each makes the lanes it owns.
 
 The state of a lane is the number of records it has taken and the numbers of those that wait to be packed: a few hundred bytes.
@@ -21,14 +21,14 @@ from qwen3_omni_jax.media.processor import Processor
 
 from .batch import TrainBatch
 from .mask import Marks
-from .packing import Bins, LaneShape, Need, Placed, assemble_batch, choose_next, fill
+from .packing import Bins, ExampleSize, LaneShape, PlacedExample, assemble_batch, choose_next, fill_stats
 from .records import KINDS, Example, Form, Reader, Rules
 from .sources import Source, open_source
 
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
-_JUDGED_FROM = 100  # records after which a share of bad ones is judged
+_MIN_RECORDS_FOR_SHARE = 100  # records after which the share of bad ones is compared with max_bad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class _Waiting:
   key: tuple[int, int]
   name: tuple[str, str]  # source, id
   example: Example
-  need: Need
+  size: ExampleSize
 
 
 class _Lane:
@@ -158,11 +158,11 @@ class _Lane:
     local: int,
     on_bad: Callable[[dict[str, str]], None],
   ):
-    """local: lanes of this process, which share its threads and workers. on_bad: told of each bad record; may stop the job."""
+    """local: lanes of this process, which share its threads and workers. on_bad: called with each bad record; may stop it."""
     self.number, self.shape, self.cfg, self.model, self.on_bad = number, shape, cfg, model, on_bad
     self.stream, self.state = stream, copy.deepcopy(state)
     self.bad_records: list[dict[str, str]] = []
-    self.waiting = [self._again(key) for key in self.state.waiting]
+    self.waiting = [self._reload(key) for key in self.state.waiting]
     self._elements = iter(self._open(stream, local))
 
   def _open(self, stream, local: int):
@@ -183,18 +183,18 @@ class _Lane:
       dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=max(1, workers // local)))
     return dataset
 
-  def _again(self, key: tuple[int, int]) -> _Waiting:
+  def _reload(self, key: tuple[int, int]) -> _Waiting:
     """A record that waited when the state was saved."""
     element = self.stream[key[0]]
     if 'error' in element:
       name = f'{element["source"]} {element["id"]}'
       raise ValueError(f'{name}: could be read before the state was saved, and now: {element["error"]}')
-    return self._wait(element, key[0])[key[1]]
+    return self._to_waiting(element, key[0])[key[1]]
 
-  def _wait(self, element: dict[str, Any], number: int) -> list[_Waiting]:
+  def _to_waiting(self, element: dict[str, Any], number: int) -> list[_Waiting]:
     name = (element['source'], element['id'])
     return [
-      _Waiting((number, piece), name, example, Need.of(example, self.model.thinker))
+      _Waiting((number, piece), name, example, ExampleSize.of(example, self.model.thinker))
       for piece, example in enumerate(element['examples'])
     ]
 
@@ -205,9 +205,9 @@ class _Lane:
       try:
         if 'error' in element:
           raise ValueError(element['error'])
-        found = self._wait(element, number)
+        found = self._to_waiting(element, number)
         for item in found:
-          item.need.check(self.shape)
+          item.size.check(self.shape)
         self.waiting += found
       except ValueError as e:
         self.state.bad += 1
@@ -215,19 +215,19 @@ class _Lane:
         log.warning('bad record skipped: %s %s: %s', element['source'], element['id'], e)
         self.on_bad(self.bad_records[-1])
 
-  def fill(self) -> list[tuple[_Waiting, Placed]]:
-    """The lane's share of the next batch; empty at the end of the last epoch."""
+  def fill(self) -> list[tuple[_Waiting, PlacedExample]]:
+    """The lane's examples of the next batch; empty at the end of the last epoch."""
     bins, chosen = Bins.of(self.shape), []
     while True:
       self._refill()
-      # The one that has waited longest goes in first, so that none waits for ever.
-      candidates = [item.need for item in (self.waiting if chosen else self.waiting[:1])]
+      # The oldest goes in first, so that none waits for ever.
+      candidates = [item.size for item in (self.waiting if chosen else self.waiting[:1])]
       if (found := choose_next(bins, candidates)) is None:
         self.state.waiting = [item.key for item in self.waiting]
         return chosen
       which, where = found
       item = self.waiting.pop(which)
-      chosen.append((item, Placed(item.example, *where)))
+      chosen.append((item, PlacedExample(item.example, *where)))
 
   def close(self) -> None:
     close = getattr(self._elements, 'close', None)
@@ -241,7 +241,7 @@ class Loader:
   `get_state()` belongs to the batch last handed out: a loader that is given it goes on with the next one. Feature indices in a
   batch count through the media of the whole batch, of which this process has the part beside its rows.
 
-  stats: what `packing.fill` counts, records by source and kind, `ids` ((source, id) of every record), `bad` and
+  stats: what `packing.fill_stats` counts, records by source and kind, `ids` ((source, id) of every record), `bad` and
   `bad_records` (new ones, with reasons).
   """
 
@@ -267,11 +267,11 @@ class Loader:
       return {lane: LaneState() for lane in self.owned}
     if state.get('version') != STATE_VERSION:
       raise ValueError(f'data state of version {state.get("version")!r}; this program reads version {STATE_VERSION}')
-    theirs, ours = state['config'], self.fingerprint
+    saved, current = state['config'], self.fingerprint
     changed = [
-      f'{key} was {theirs.get(key)!r}, is {ours.get(key)!r}'
-      for key in sorted({*ours, *theirs})
-      if theirs.get(key) != ours.get(key)
+      f'{key} was {saved.get(key)!r}, is {current.get(key)!r}'
+      for key in sorted({*current, *saved})
+      if saved.get(key) != current.get(key)
     ]
     if changed:
       raise ValueError('the data are not those the state was saved with: ' + '; '.join(changed))
@@ -300,7 +300,7 @@ class Loader:
       bad, taken = sum(lane.state.bad for lane in lanes), sum(lane.state.taken for lane in lanes)
       limit = self.cfg.max_bad
       share = 0 < limit < 1
-      if (share and taken >= _JUDGED_FROM and bad > limit * taken) or (not share and bad > limit):
+      if (share and taken >= _MIN_RECORDS_FOR_SHARE and bad > limit * taken) or (not share and bad > limit):
         raise ValueError(
           f'{bad} of {taken} records are bad, more than max_bad {limit} allows; the last one is '
           f'{last["source"]} {last["id"]}: {last["reason"]}'
@@ -331,7 +331,7 @@ class Loader:
           self.shape,
           self.model.thinker,
         )
-        stats = fill(batch) | _counts([item for chosen in filled for item, _ in chosen], lanes)
+        stats = fill_stats(batch) | _stats([item for chosen in filled for item, _ in chosen], lanes)
         if not put((batch, stats, self._saved({lane.number: lane.state for lane in lanes}))):
           return
     except Exception as e:
@@ -386,7 +386,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def example_stream(cfg: DataConfig, processor: Processor, lane: int = 0):
-  """What a lane reads, by number, as the loader sees it: to look at examples, or to measure them."""
+  """The examples of a lane by number, as the loader sees them: for inspection and measurements."""
   return _stream(cfg, [open_source(source.path) for source in cfg.sources], _resized(processor, cfg), lane)
 
 
@@ -402,10 +402,10 @@ def _stream(cfg: DataConfig, sources: Sequence[Source], processor: Processor, la
     own.media_root = pathlib.Path(root)
     rules = Rules(source.form, source.fps, source.audio_in_video, source.thinking, source.ignore, cfg.length, cfg.split_documents)
     parts.append(grain.MapDataset.source(files).map(Reader(source.name or source.path, rules, own, marks)))
-  deal = lambda dataset, seed: (dataset.shuffle(seed) if cfg.shuffle else dataset).repeat(cfg.epochs)[lane :: cfg.lanes]
+  lane_records = lambda dataset, seed: (dataset.shuffle(seed) if cfg.shuffle else dataset).repeat(cfg.epochs)[lane :: cfg.lanes]
   if cfg.sources[0].weight is None:
-    return deal(grain.MapDataset.concatenate(parts) if len(parts) > 1 else parts[0], cfg.seed)
-  return grain.MapDataset.mix([deal(part, cfg.seed + i) for i, part in enumerate(parts)], [s.weight for s in cfg.sources])
+    return lane_records(grain.MapDataset.concatenate(parts) if len(parts) > 1 else parts[0], cfg.seed)
+  return grain.MapDataset.mix([lane_records(part, cfg.seed + i) for i, part in enumerate(parts)], [s.weight for s in cfg.sources])
 
 
 def _resized(processor: Processor, cfg: DataConfig) -> Processor:
@@ -421,16 +421,16 @@ def _resized(processor: Processor, cfg: DataConfig) -> Processor:
 
 
 def _fingerprint(cfg: DataConfig, sources: Sequence[Source]) -> dict[str, Any]:
-  """Everything that the order of records and their packing depend on; not where the files lie: they may be moved."""
-  free = {'sources', 'max_bad', 'workers', 'threads', 'prefetch_batches'}
-  out: dict[str, Any] = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in free}
+  """Everything that the order of records and their packing depend on, except the paths: files may be moved."""
+  irrelevant = {'sources', 'max_bad', 'workers', 'threads', 'prefetch_batches'}
+  out: dict[str, Any] = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in irrelevant}
   for i, (source, files) in enumerate(zip(cfg.sources, sources, strict=True)):
     same = {k: v for k, v in dataclasses.asdict(source).items() if k not in ('path', 'media_root', 'name')}
     out[f'sources[{i}]'] = same | {'ignore': list(source.ignore), 'records': len(files)}
   return out
 
 
-def _counts(items: Sequence[_Waiting], lanes: Sequence[_Lane]) -> dict[str, Any]:
+def _stats(items: Sequence[_Waiting], lanes: Sequence[_Lane]) -> dict[str, Any]:
   by_source: dict[str, int] = {}
   by_kind = dict.fromkeys(KINDS, 0)
   for item in items:

@@ -1,4 +1,4 @@
-"""What a run tells: a line on the terminal, a line of JSON for every step, TensorBoard, and Weights & Biases if asked for."""
+"""Metrics of a run: a line on the terminal, a line of JSON for every step, TensorBoard, and Weights & Biases if configured."""
 
 import json
 import math
@@ -19,26 +19,26 @@ FILE = 'metrics.jsonl'
 
 
 class Metrics:
-  """The log of one run; of several processes the first one writes, also what its own input was. With `records`, each other one
-  writes the ids of its records: records-PROCESS.jsonl.
+  """The log of one run, written by the first process, with the statistics of its own input.
 
-  Steps are written when they are known to be done: values are fetched one step late, so that the devices are never waited for.
+  With `records`, every other process writes the ids of its records to records-PROCESS.jsonl. Values are fetched one step late, so
+  that the host does not wait for the devices.
   """
 
   def __init__(self, folder: pathlib.Path, steps: int, *, every: int, tensorboard: bool, wandb: str | None, records: bool):
     self.steps, self.every, self.records = steps, every, records
-    self.writes = jax.process_index() == 0
-    self.file = folder / (FILE if self.writes else f'records-{jax.process_index()}.jsonl')
+    self.is_writer = jax.process_index() == 0
+    self.file = folder / (FILE if self.is_writer else f'records-{jax.process_index()}.jsonl')
     self._pending: tuple[int, dict, dict[str, Any]] | None = None
-    self._last = time.perf_counter()
+    self._last_time = time.perf_counter()
     self._seconds = {'input_s': 0.0, 'checkpoint_s': 0.0, 'evaluation_s': 0.0}
-    self._board = self._wandb = None
+    self._tensorboard = self._wandb = None
     self._peak = peak()
-    if self.writes and tensorboard:
+    if self.is_writer and tensorboard:
       from tensorboardX import SummaryWriter
 
-      self._board = SummaryWriter(str(folder / 'tensorboard'))
-    if self.writes and wandb:
+      self._tensorboard = SummaryWriter(str(folder / 'tensorboard'))
+    if self.is_writer and wandb:
       try:
         import wandb as service  # type: ignore[import-not-found]
       except ImportError as error:
@@ -49,50 +49,50 @@ class Metrics:
       self._wandb = service.init(project=wandb, dir=str(folder), id=name.read_text(), resume='allow')
 
   def resume(self, step: int) -> None:
-    """Forgets what was written of steps after that one: they are done again."""
-    if not self.writes:
+    """Removes the lines of steps after this one, which are repeated."""
+    if not self.is_writer:
       return
     for file in (self.file, *self.file.parent.glob('records-*.jsonl')):  # also those of processes that are no more
       if file.exists():
-        kept = [line for line in file.read_text().splitlines() if 0 <= _step_of(line) <= step]
+        kept = [line for line in file.read_text().splitlines() if 0 <= _logged_step(line) <= step]
         part = file.with_suffix('.part')
         part.write_text(''.join(f'{line}\n' for line in kept))
         part.replace(file)
 
-  def waited(self, what: str, seconds: float) -> None:
-    """Time not spent on steps. what: input_s, checkpoint_s or evaluation_s."""
+  def add_time(self, what: str, seconds: float) -> None:
+    """Adds time not spent on steps. what: input_s, checkpoint_s or evaluation_s."""
     self._seconds[what] += seconds
 
   def step(self, step: int, metrics: dict, stats: Sequence[dict[str, Any]]) -> None:
-    """The metrics of a step just begun on the devices, and what the loader said of its batches."""
+    """Metrics of a step that was just dispatched, and the loader's statistics of its batches."""
     self.flush()
-    self._pending = (step, metrics, _of_input(stats, self.records))
+    self._pending = (step, metrics, _input_stats(stats, self.records))
 
   def flush(self) -> None:
-    """Waits for the step last begun, and writes it."""
+    """Waits for the last dispatched step and writes it."""
     if self._pending is None:
       return
-    (step, metrics, found), self._pending = self._pending, None
+    (step, metrics, input_stats), self._pending = self._pending, None
     values = {name: _plain(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
     now = time.perf_counter()
-    took, self._last = now - self._last, now
-    spent, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
+    seconds, self._last_time = now - self._last_time, now
+    other_seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
     for kind in KINDS:
       if not values.get(f'weight/{kind}'):
         values.pop(f'weight/{kind}', None)
         values.pop(f'cross_entropy/{kind}', None)
-    line = {'step': step, **values, 'step_s': took, 'tokens_per_s': values['tokens'] / took, **spent, **found}
+    line = {'step': step, **values, 'step_s': seconds, 'tokens_per_s': values['tokens'] / seconds, **other_seconds, **input_stats}
     if self._peak is not None:
-      line['mfu'] = found['flops'] / took / self._peak
-    if not self.writes:
+      line['mfu'] = input_stats['flops'] / seconds / self._peak
+    if not self.is_writer:
       if self.records:
-        _append(self.file, {'step': step, 'ids': found['ids']})
+        _append(self.file, {'step': step, 'ids': input_stats['ids']})
       return
     _append(self.file, line)
     scalars = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != 'step'}
-    if self._board is not None:
+    if self._tensorboard is not None:
       for name, value in scalars.items():
-        self._board.add_scalar(name, value, step)
+        self._tensorboard.add_scalar(name, value, step)
     if self._wandb is not None:
       self._wandb.log(scalars, step=step)
     if step % self.every == 0 or step == self.steps:
@@ -121,19 +121,19 @@ class Metrics:
   def evaluation(self, step: int, values: dict[str, float]) -> None:
     """Losses on held-out data after a step."""
     self.flush()
-    if self.writes:
+    if self.is_writer:
       _append(self.file, {'step': step, 'evaluation': values})
       for name, value in values.items():
-        if self._board is not None:
-          self._board.add_scalar(f'evaluation/{name}', value, step)
+        if self._tensorboard is not None:
+          self._tensorboard.add_scalar(f'evaluation/{name}', value, step)
       if self._wandb is not None:
         self._wandb.log({f'evaluation/{name}': value for name, value in values.items()}, step=step)
       print(f'step {step}  evaluation: ' + '  '.join(f'{n} {v:.4f}' for n, v in values.items()), file=sys.stderr, flush=True)
 
   def close(self) -> None:
     self.flush()
-    if self._board is not None:
-      self._board.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
     if self._wandb is not None:
       self._wandb.finish()
 
@@ -143,8 +143,8 @@ def _append(file: pathlib.Path, line: dict[str, Any]) -> None:
     out.write(json.dumps(line) + '\n')
 
 
-def _step_of(line: str) -> int:
-  """-1 for the half line of a killed process."""
+def _logged_step(line: str) -> int:
+  """The step of a line; -1 for the incomplete line of a killed process."""
   try:
     return json.loads(line)['step']
   except (ValueError, KeyError, TypeError):
@@ -157,14 +157,14 @@ def _plain(value: np.ndarray) -> Any:
   return number if math.isfinite(number) else None if isinstance(number, float) else number
 
 
-def _of_input(stats: Sequence[dict[str, Any]], records: bool) -> dict[str, Any]:
+def _input_stats(stats: Sequence[dict[str, Any]], records: bool) -> dict[str, Any]:
   """Sums over microbatches of this process; shares of room left empty."""
   total = lambda name: sum(s.get(name, 0) for s in stats)
-  found: dict[str, Any] = {name: total(name) for name in ('records', 'flops')}
-  found['bad'] = max((s.get('bad', 0) for s in stats), default=0)  # so far
-  for name, said in (('tokens', 'padding'), ('audio_s', 'padding_audio'), ('patches', 'padding_visual')):
+  input_stats: dict[str, Any] = {name: total(name) for name in ('records', 'flops')}
+  input_stats['bad'] = max((s.get('bad', 0) for s in stats), default=0)  # so far
+  for name, key in (('tokens', 'padding'), ('audio_s', 'padding_audio'), ('patches', 'padding_visual')):
     if room := total(f'{name}_room'):
-      found[said] = 1 - total(name) / room
+      input_stats[key] = 1 - total(name) / room
   if records:
-    found['ids'] = [list(i) for s in stats for i in s.get('ids', ())]
-  return found
+    input_stats['ids'] = [list(i) for s in stats for i in s.get('ids', ())]
+  return input_stats

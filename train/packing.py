@@ -50,15 +50,15 @@ def visual_frames(inputs: ModelInputs) -> list[tuple[np.ndarray, int, int]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
-  """What an example takes: tokens, chunks of each audio window, patches of each frame."""
+class ExampleSize:
+  """Room that an example needs: tokens, chunks of each audio window, patches of each frame."""
 
   tokens: int
   windows: tuple[int, ...]
   frames: tuple[int, ...]
 
   @classmethod
-  def of(cls, example: Example, cfg: ThinkerConfig) -> 'Need':
+  def of(cls, example: Example, cfg: ThinkerConfig) -> 'ExampleSize':
     windows = tuple(-(-len(mel) // cfg.audio.chunk_frames) for mel, _ in audio_windows(example.inputs, cfg))
     frames = tuple(h * w for visual in example.inputs.visuals for t, h, w in [visual.grid] for _ in range(t))
     return cls(len(example.learn), windows, frames)
@@ -90,21 +90,21 @@ class Bins:
   def of(cls, shape: LaneShape) -> 'Bins':
     return cls([shape.length] * shape.rows, [shape.chunks] * shape.audio_rows, [shape.patches] * shape.visual_rows)
 
-  def fits(self, need: Need) -> bool:
-    return self._find(need) is not None
+  def fits(self, size: ExampleSize) -> bool:
+    return self._find(size) is not None
 
-  def place(self, need: Need) -> tuple[int, list[int], list[int]] | None:
+  def place(self, size: ExampleSize) -> tuple[int, list[int], list[int]] | None:
     """(row, audio row of each window, visual row of each frame), taken from the room; None if it does not fit."""
-    found = self._find(need)
+    found = self._find(size)
     if found is None:
       return None
     (row, self.text), (audio, self.audio), (visual, self.visual) = found
     return row[0], audio, visual
 
-  def _find(self, need: Need):
-    text = _best_fit(self.text, (need.tokens,))
-    audio = _best_fit(self.audio, need.windows) if text is not None else None
-    visual = _best_fit(self.visual, need.frames) if audio is not None else None
+  def _find(self, size: ExampleSize):
+    text = _best_fit(self.text, (size.tokens,))
+    audio = _best_fit(self.audio, size.windows) if text is not None else None
+    visual = _best_fit(self.visual, size.frames) if audio is not None else None
     return None if text is None or audio is None or visual is None else (text, audio, visual)
 
 
@@ -121,7 +121,7 @@ def _best_fit(room: list[int], sizes: Sequence[int]) -> tuple[list[int], list[in
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class PlacedExample:
   """An example and where it lies in its lane."""
 
   example: Example
@@ -130,18 +130,18 @@ class Placed:
   visual: list[int]
 
 
-def choose_next(bins: Bins, needs: Sequence[Need]) -> tuple[int, tuple[int, list[int], list[int]]] | None:
+def choose_next(bins: Bins, sizes: Sequence[ExampleSize]) -> tuple[int, tuple[int, list[int], list[int]]] | None:
   """(which, where) of the next example to place, of those waiting in order of arrival; None if none fits.
 
   The first one of an empty lane goes in first, so that none waits for ever; then the longest that fits.
   """
-  for i in sorted(range(len(needs)), key=lambda i: -needs[i].tokens):
-    if (where := bins.place(needs[i])) is not None:
+  for i in sorted(range(len(sizes)), key=lambda i: -sizes[i].tokens):
+    if (where := bins.place(sizes[i])) is not None:
       return i, where
   return None
 
 
-def assemble_batch(lanes: Sequence[tuple[int, Sequence[Placed]]], shape: LaneShape, cfg: ThinkerConfig) -> TrainBatch:
+def assemble_batch(lanes: Sequence[tuple[int, Sequence[PlacedExample]]], shape: LaneShape, cfg: ThinkerConfig) -> TrainBatch:
   """The rows of these lanes, each given with its number among all lanes of the run.
 
   Feature indices count through the media of all lanes in order of their numbers, whichever lanes are here.
@@ -243,7 +243,7 @@ class _VisualRows:
     return np.concatenate(index)
 
 
-def fill(batch: TrainBatch) -> dict[str, Any]:
+def fill_stats(batch: TrainBatch) -> dict[str, Any]:
   """How full a batch is: tokens, targets, audio chunks and patches used, and the room there was."""
   media = batch.media
   numbers = {

@@ -1,4 +1,4 @@
-"""A training run, from the configuration to the exported model, in the order in which it happens."""
+"""A training run from the configuration to the exported model, in order."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ from .batch import KINDS
 from .checkpoint import Checkpoints, merged_over_processes
 from .config import to_data
 from .data import make_loader, merge_states
-from .feed import Feed, share_of_process
+from .feed import Feed, process_shard
 from .metrics import Metrics
 from .run_config import Run
 from .state import PARTS, Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings
@@ -39,7 +39,7 @@ from .step import compiled_step, eval_sums
 from .utilisation import step_flops
 
 log = logging.getLogger(__name__)
-TRACED = 3  # steps
+TRACED_STEPS = 3
 
 
 def train(run: Run) -> TrainState:
@@ -53,7 +53,7 @@ def train(run: Run) -> TrainState:
   model, out = local_folder(run.model), pathlib.Path(run.out)
   cfg = load_config(model)
   roles = assign_roles(cfg, run)
-  _say(_summary(cfg, roles, mesh))
+  _print(_summary(cfg, roles, mesh))
 
   out.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(out / 'checkpoints', keep=run.save.keep, keep_every=run.save.keep_every)
@@ -63,40 +63,40 @@ def train(run: Run) -> TrainState:
   done = int(state.step)
 
   processor = Processor.from_folder(model)
-  share, shares = share_of_process(run.data.rows, mesh)
-  loader = make_loader(run.data, processor, share, shares, data_state)
-  feed = Feed(loader, run.step.accumulate, mesh, shares, functools.partial(step_flops, cfg, roles))
+  shard, shards = process_shard(run.data.rows, mesh)
+  loader = make_loader(run.data, processor, shard, shards, data_state)
+  feed = Feed(loader, run.step.accumulate, mesh, shards, functools.partial(step_flops, cfg, roles))
   step = compiled_step(cfg, run, mesh)
-  evaluate = _evaluation(run, cfg, processor, mesh, share, shares)
+  evaluate = _evaluation(run, cfg, processor, mesh, shard, shards)
   metrics = Metrics(
     out, run.steps, every=run.log.every, tensorboard=run.log.tensorboard, wandb=run.log.wandb, records=run.log.records
   )
   metrics.resume(done)
 
   def save() -> None:
-    metrics.flush()  # a run killed after the checkpoint does not do this step again
-    begun = time.perf_counter()
+    metrics.flush()  # a run that is killed after the checkpoint does not repeat this step
+    started = time.perf_counter()
     checkpoints.save(state, roles, merged_over_processes(loader.get_state(), merge_states), to_data(run))
-    metrics.waited('checkpoint_s', time.perf_counter() - begun)
+    metrics.add_time('checkpoint_s', time.perf_counter() - started)
 
   saved = done if data_state is not None else -1
-  with _signals() as asked, _profiler(out, asked, run.log.profile) as profile:
+  with _handle_signals() as requests, _profiler(out, requests, run.log.profile) as profile:
     while done < run.steps:
-      begun = time.perf_counter()
+      started = time.perf_counter()
       batch, stats = next(feed)
-      metrics.waited('input_s', time.perf_counter() - begun)
+      metrics.add_time('input_s', time.perf_counter() - started)
       profile(done)
       state, values = step(state, batch)
       done += 1
       metrics.step(done, values, stats)
-      stop = _agreed_to_stop(asked, done)
+      stop = _stop_requested(requests, done)
       if done % run.save.every == 0 or done == run.steps or stop:
         save()
         saved = done
       if evaluate is not None and run.evaluate is not None and (done % run.evaluate.every == 0 or done == run.steps):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         metrics.evaluation(done, evaluate(state))
-        metrics.waited('evaluation_s', time.perf_counter() - begun)
+        metrics.add_time('evaluation_s', time.perf_counter() - started)
       if stop:
         break
   metrics.close()
@@ -105,16 +105,18 @@ def train(run: Run) -> TrainState:
     save()
   checkpoints.close()
   if done < run.steps:
-    _say(f'stopped by SIGTERM after step {done}, {time.perf_counter() - asked.at:.1f} s ago; saved: the same command goes on')
+    _print(
+      f'stopped by SIGTERM after step {done}, {time.perf_counter() - requests.at:.1f} s ago; saved: the same command goes on'
+    )
     raise SystemExit(0)
-  leave(run, cfg, roles, state, out, model)
+  finish_run(run, cfg, roles, state, out, model)
   return state
 
 
 def begin_or_resume(
   run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, dict[str, Any] | None]:
-  """(state, where the data stand): the newest checkpoint's, else the model's or random weights at the beginning of the data."""
+  """(state, position in the data): of the newest checkpoint; without one, the model's or random weights and None."""
   if not checkpoints.steps():
     params = None if run.init == 'random' else load_params(model, cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
     return init_state(params, cfg, run, mesh, run.seed), None
@@ -122,16 +124,16 @@ def begin_or_resume(
   restored = checkpoints.restore(state, roles)
   assert restored is not None
   state, data, config = restored
-  free = ('out', 'export', 'log', 'save')
-  changed = [name for name, value in to_data(run).items() if config.get(name) != value and name not in free]
-  _say(f'going on after step {int(state.step)}' + (f'; changed since: {", ".join(changed)}' if changed else ''))
+  may_change = ('out', 'export', 'log', 'save')
+  changed = [name for name, value in to_data(run).items() if config.get(name) != value and name not in may_change]
+  _print(f'going on after step {int(state.step)}' + (f'; changed since: {", ".join(changed)}' if changed else ''))
   return state, data
 
 
 def _frozen_only(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints) -> TrainState:
-  """Parameters of frozen parts; in place of all that is restored, shapes, dtypes and shardings."""
-  held = roles.trainable_parts
-  parts = tuple(part for part in PARTS if part not in held)
+  """A state with the parameters of frozen parts; everything that is restored is shapes, dtypes and shardings."""
+  restored = roles.trainable_parts
+  parts = tuple(part for part in PARTS if part not in restored)
   if run.init == 'random' and parts:
     frozen = init_state(None, cfg, run, mesh, run.seed).frozen
   else:
@@ -146,40 +148,40 @@ def _frozen_only(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.P
   return like.replace(frozen=of_frozen)
 
 
-def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, share: int, shares: int):
+def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, shard: int, shards: int):
   """state -> losses on held-out data; None if none are given."""
   if run.evaluate is None:
     return None
   evaluation, sums_of = run.evaluate, jax.jit(eval_sums(cfg, run))
 
   def evaluate(state: TrainState) -> dict[str, float]:
-    loader = make_loader(evaluation.data, processor, share, shares)
+    loader = make_loader(evaluation.data, processor, shard, shards)
     total: dict[str, Any] = {}
     try:
-      for _, (batch, _) in zip(range(evaluation.batches), Feed(loader, 1, mesh, shares), strict=False):
+      for _, (batch, _) in zip(range(evaluation.batches), Feed(loader, 1, mesh, shards), strict=False):
         with jax.set_mesh(mesh):
           sums = jax.device_get(sums_of(state, batch))
         total = {name: total.get(name, 0) + np.asarray(value, np.float64) for name, value in sums.items()}
     finally:
       loader.close()
-    found = {'loss': float(total['cross_entropy'] / max(total['weight'], 1e-9))}
+    losses = {'loss': float(total['cross_entropy'] / max(total['weight'], 1e-9))}
     for kind, loss, weight in zip(KINDS, total['loss_by_kind'], total['weight_by_kind'], strict=True):
       if weight:
-        found[kind] = float(loss / weight)
-    return found
+        losses[kind] = float(loss / weight)
+    return losses
 
   return evaluate
 
 
-def leave(run: Run, cfg: OmniConfig, roles: Roles, state: TrainState, out: pathlib.Path, model: pathlib.Path) -> None:
-  """What is left when a run is complete: LoRA as an adapter, and the whole model in the published layout if asked for."""
+def finish_run(run: Run, cfg: OmniConfig, roles: Roles, state: TrainState, out: pathlib.Path, model: pathlib.Path) -> None:
+  """Writes the results of a complete run: the LoRA adapter, and the whole model in the published layout if `export` is set."""
   adapter = None
   if roles.lora:
     gathered = _on_host({path: p for path, p in (state.ema or state.trainable).items() if path.startswith('lora/')})
     adapter = out / 'adapter'
     if jax.process_index() == 0:
       write_adapter(adapter, cfg, roles.lora, gathered)
-      _say(f'{adapter}: the LoRA adapter')
+      _print(f'{adapter}: the LoRA adapter')
   if run.export is None or jax.process_index() != 0:
     return
   from qwen3_omni_jax.weights.to_hf import convert_to_hf
@@ -187,7 +189,7 @@ def leave(run: Run, cfg: OmniConfig, roles: Roles, state: TrainState, out: pathl
   checkpoint = out / 'checkpoints' / str(int(state.step))
   source, base = (checkpoint, model) if roles.trainable_parts else (model, None)
   convert_to_hf(source, run.export, adapter=adapter, base=base)
-  _say(f'{run.export}: the model in the published layout')
+  _print(f'{run.export}: the model in the published layout')
 
 
 def _on_host(tree):
@@ -199,8 +201,8 @@ def _on_host(tree):
 
 
 @dataclasses.dataclass
-class _Asked:
-  """What signals asked for. at: when SIGTERM came."""
+class _Requests:
+  """What was requested by signals. at: when SIGTERM came."""
 
   stop: bool = False
   trace: bool = False
@@ -208,53 +210,53 @@ class _Asked:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[_Asked]:
+def _handle_signals() -> Iterator[_Requests]:
   """SIGTERM: save and end after this step. SIGUSR1: trace the next steps."""
-  asked = _Asked()
+  requests = _Requests()
 
   def stop(*_):
-    asked.stop, asked.at = True, time.perf_counter()
+    requests.stop, requests.at = True, time.perf_counter()
 
   def trace(*_):
-    asked.trace = True
+    requests.trace = True
 
   if threading.current_thread() is not threading.main_thread():
-    yield asked
+    yield requests
     return
   before = {number: signal.signal(number, does) for number, does in ((signal.SIGTERM, stop), (signal.SIGUSR1, trace))}
   try:
-    yield asked
+    yield requests
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
 
 
-def _agreed_to_stop(asked: _Asked, step: int) -> bool:
-  """Whether all processes end after this step: as soon as one of them was told to."""
+def _stop_requested(requests: _Requests, step: int) -> bool:
+  """Whether all processes end after this step: as soon as one of them got SIGTERM."""
   if jax.process_count() == 1:
-    return asked.stop
+    return requests.stop
   from jax.experimental import multihost_utils
 
-  asked.stop = bool(np.max(multihost_utils.process_allgather(jnp.int32(asked.stop))))
-  if asked.stop and not asked.at:
-    asked.at = time.perf_counter()  # another process was told to: now this one knows
-  return asked.stop
+  requests.stop = bool(np.max(multihost_utils.process_allgather(jnp.int32(requests.stop))))
+  if requests.stop and not requests.at:
+    requests.at = time.perf_counter()  # the signal came to another process
+  return requests.stop
 
 
 @contextlib.contextmanager
-def _profiler(out: pathlib.Path, asked: _Asked, at: int | None):
-  """profile(step), called before each step: traces TRACED steps from step `at` on, and whenever it is asked for."""
+def _profiler(out: pathlib.Path, requests: _Requests, at: int | None):
+  """profile(step), called before each step: traces TRACED_STEPS steps from step `at` on, and when SIGUSR1 requests it."""
   until: list[int] = []
 
   def profile(step: int) -> None:
     if until and step >= until[0]:
       jax.profiler.stop_trace()
       until.clear()
-      _say(f'{out / "profile"}: trace of {TRACED} steps')
-    wanted, asked.trace = asked.trace or step == at, False
-    if wanted and not until:
+      _print(f'{out / "profile"}: trace of {TRACED_STEPS} steps')
+    trace_now, requests.trace = requests.trace or step == at, False
+    if trace_now and not until:
       jax.profiler.start_trace(str(out / 'profile'))
-      until.append(step + TRACED)
+      until.append(step + TRACED_STEPS)
 
   try:
     yield profile
@@ -275,6 +277,6 @@ def _write_config(out: pathlib.Path, run: Run) -> None:
     (out / 'config.yaml').write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
   if jax.process_index() == 0:
     print(text, file=sys.stderr, flush=True)

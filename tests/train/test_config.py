@@ -3,7 +3,7 @@
 import pathlib
 
 import pytest
-from qwen3_omni_jax.train.config import Optimiser, Recipe, fill, read, to_data
+from qwen3_omni_jax.train.config import Optimiser, Recipe, from_data, read, to_data
 from qwen3_omni_jax.train.run_config import Run
 from qwen3_omni_jax.train.stages import LoraPart, Part
 from qwen3_omni_jax.train.state import assign_roles
@@ -17,14 +17,14 @@ SHIPPED = sorted(p.stem for p in (pathlib.Path(__file__).parents[2] / 'configs' 
 def test_a_shipped_configuration_is_valid_and_survives_being_written(name):
   run = read(Run, name, ['model=m', 'out=o'])
   run.check()
-  assert fill(Run, to_data(run)) == run
+  assert from_data(Run, to_data(run)) == run
   if run.parts or run.lora:
     assert assign_roles(batches.config(), run).trainable
 
 
 def test_every_mistake_is_listed_with_what_was_meant():
   with pytest.raises(ValueError) as error:
-    fill(Recipe, {'stepps': 3, 'optimiser': {'warmupp': 1, 'clip': 'much'}, 'parts': [{'lr': 1e-3}]})
+    from_data(Recipe, {'stepps': 3, 'optimiser': {'warmupp': 1, 'clip': 'much'}, 'parts': [{'lr': 1e-3}]})
   for text in (
     "stepps: unknown; did you mean 'steps'",
     "optimiser.warmupp: unknown; did you mean 'warmup'",

@@ -22,17 +22,17 @@ def metrics(folder, **others) -> Metrics:
 
 @pytest.fixture
 def wandb(monkeypatch):
-  """A stand-in for Weights & Biases, which keeps what it was told."""
+  """A stand-in for Weights & Biases, which keeps what is logged."""
   service = types.ModuleType('wandb')
-  service.told, service.started, service.finished = [], [], []
+  service.logged, service.started, service.finished = [], [], []
   service.init = lambda **how: service.started.append(how) or service
-  service.log = lambda scalars, step: service.told.append((step, scalars))
+  service.log = lambda scalars, step: service.logged.append((step, scalars))
   service.finish = lambda: service.finished.append(True)
   monkeypatch.setitem(sys.modules, 'wandb', service)
   return service
 
 
-def test_weights_and_biases_is_told_every_step_and_every_evaluation(tmp_path, wandb, capsys):
+def test_weights_and_biases_receives_every_step_and_every_evaluation(tmp_path, wandb, capsys):
   log = metrics(tmp_path, wandb='project')
   for step in (1, 2):
     log.step(step, values(2.0 / step), STATS)
@@ -41,9 +41,12 @@ def test_weights_and_biases_is_told_every_step_and_every_evaluation(tmp_path, wa
   metrics(tmp_path, wandb='project').close()
   first, again = wandb.started
   assert first == again and first['id'] and first['project'] == 'project' and wandb.finished == [True, True]
-  assert [step for step, _ in wandb.told] == [1, 2, 2] and wandb.told[2][1] == {'evaluation/loss': 1.5, 'evaluation/text': 1.5}
-  told = wandb.told[1][1]
-  assert told['loss'] == 1.0 and told['padding'] == 0.25 and 'ids' not in told and 'weight/audio' not in told
+  assert [step for step, _ in wandb.logged] == [1, 2, 2] and wandb.logged[2][1] == {
+    'evaluation/loss': 1.5,
+    'evaluation/text': 1.5,
+  }
+  logged = wandb.logged[1][1]
+  assert logged['loss'] == 1.0 and logged['padding'] == 0.25 and 'ids' not in logged and 'weight/audio' not in logged
   said = capsys.readouterr().err.splitlines()
   assert said[0].startswith('step 1/3  loss 2.0000') and 'bad records 1' in said[0]
   assert said[2].startswith('step 2  evaluation: loss 1.5000')

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from qwen3_omni_jax.train.data import Loader, example_stream
-from qwen3_omni_jax.train.packing import Bins, LaneShape, Need, Placed, assemble_batch
+from qwen3_omni_jax.train.packing import Bins, ExampleSize, LaneShape, PlacedExample, assemble_batch
 from qwen3_omni_jax.train.records import KINDS
 
 from qwen3_omni_jax.infer.collate import Media, collate
@@ -39,7 +39,7 @@ def setting(tiny_folder, samples, tmp_path_factory):
 
 def packed(examples, shape, cfg):
   bins = Bins.of(shape)
-  return assemble_batch([(0, [Placed(e, *bins.place(Need.of(e, cfg))) for e in examples])], shape, cfg)
+  return assemble_batch([(0, [PlacedExample(e, *bins.place(ExampleSize.of(e, cfg))) for e in examples])], shape, cfg)
 
 
 def test_encoder_rows_shared_by_clips_and_frames_give_each_its_own_features(setting):
@@ -88,7 +88,7 @@ def test_packed_losses_and_gradients_equal_those_of_the_records_alone(setting):
 def test_tokens_of_media_point_at_their_features_whatever_lane_they_are_in(setting):
   cfg, _, examples, shape = setting
   bins = Bins.of(shape)
-  placed = [Placed(e, *bins.place(Need.of(e, cfg))) for e in examples]
+  placed = [PlacedExample(e, *bins.place(ExampleSize.of(e, cfg))) for e in examples]
   first, third = assemble_batch([(0, placed)], shape, cfg), assemble_batch([(2, placed)], shape, cfg)
   whole = assemble_batch([(0, []), (1, []), (2, placed)], shape, cfg)
   for name, per_lane in (('audio_index', 2 * 8 * 13), ('visual_index', 1024 // 4)):
@@ -103,26 +103,26 @@ def test_tokens_of_media_point_at_their_features_whatever_lane_they_are_in(setti
 def test_best_fit_never_overfills_and_takes_the_fullest_bin():
   shape = LaneShape(rows=2, length=10, audio_rows=1, chunks=4, visual_rows=1, patches=8)
   bins = Bins.of(shape)
-  assert bins.place(Need(6, (), ())) == (0, [], [])
-  assert bins.place(Need(7, (3,), ())) == (1, [0], [])
-  assert bins.place(Need(3, (), (8,))) == (1, [], [0])  # the row with 3 left, not the one with 4
-  assert bins.place(Need(1, (2,), ())) is None  # one chunk of audio is left
-  assert bins.place(Need(1, (), (4,))) is None
-  assert bins.place(Need(4, (1,), ())) == (0, [0], [])
+  assert bins.place(ExampleSize(6, (), ())) == (0, [], [])
+  assert bins.place(ExampleSize(7, (3,), ())) == (1, [0], [])
+  assert bins.place(ExampleSize(3, (), (8,))) == (1, [], [0])  # the row with 3 left, not the one with 4
+  assert bins.place(ExampleSize(1, (2,), ())) is None  # one chunk of audio is left
+  assert bins.place(ExampleSize(1, (), (4,))) is None
+  assert bins.place(ExampleSize(4, (1,), ())) == (0, [0], [])
   assert (bins.text, bins.audio, bins.visual) == ([0, 0], [0], [0])
 
 
 @pytest.mark.parametrize(
-  'need, complaint',
+  'size, complaint',
   [
-    (Need(11, (), ()), '11 tokens; a row has 10'),
-    (Need(5, (), (9,)), 'a picture of 9 patches; an encoder row has 8'),
-    (Need(5, (4, 1), ()), '5 s of audio in 2 windows'),
+    (ExampleSize(11, (), ()), '11 tokens; a row has 10'),
+    (ExampleSize(5, (), (9,)), 'a picture of 9 patches; an encoder row has 8'),
+    (ExampleSize(5, (4, 1), ()), '5 s of audio in 2 windows'),
   ],
 )
-def test_what_can_never_fit_is_refused_with_the_size_to_raise(need, complaint):
+def test_what_can_never_fit_is_refused_with_the_size_to_raise(size, complaint):
   with pytest.raises(ValueError, match=complaint):
-    need.check(LaneShape(rows=2, length=10, audio_rows=1, chunks=4, visual_rows=1, patches=8))
+    size.check(LaneShape(rows=2, length=10, audio_rows=1, chunks=4, visual_rows=1, patches=8))
 
 
 def test_a_batch_without_media_budgets_has_no_media(setting):
@@ -130,7 +130,7 @@ def test_a_batch_without_media_budgets_has_no_media(setting):
   shape = LaneShape(rows=1, length=768, audio_rows=0, chunks=8, visual_rows=0, patches=4)
   assert packed(examples[4:], shape, cfg).media == Media()
   with pytest.raises(ValueError, match='audio_s, visual_patches'):
-    Need.of(examples[0], cfg).check(shape)
+    ExampleSize.of(examples[0], cfg).check(shape)
 
 
 def test_a_long_document_is_cut_between_words_and_nothing_is_lost(tiny_folder, samples, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from qwen3_omni_jax.train.adapter import write_adapter
 from qwen3_omni_jax.train.config import Optimiser, Recipe, Step, read
 from qwen3_omni_jax.train.data import DataConfig, SourceConfig
-from qwen3_omni_jax.train.run import _Asked, _profiler, train
+from qwen3_omni_jax.train.run import _profiler, _Requests, train
 from qwen3_omni_jax.train.run_config import Evaluation, Run
 from qwen3_omni_jax.train.stages import LoraPart
 from qwen3_omni_jax.train.state import assign_roles, flatten, merge_params
@@ -67,9 +67,9 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated(run, tmp_path
   damage = lambda checkpoints: shutil.rmtree(checkpoints / '6')
   expected, got = again(run, tmp_path, damage, evaluate=Evaluation(held_out, every=5, batches=2))
   assert sorted(expected) == [1, 2, 3, 4, 5, 6] and got == expected
-  told = [line for line in json_lines(tmp_path / 'again/metrics.jsonl') if 'evaluation' in line]
-  assert [line['step'] for line in told] == [5, 6] and all(line['evaluation']['loss'] > 1 for line in told)
-  assert told[0]['evaluation']['text'] == pytest.approx(told[0]['evaluation']['loss'])
+  evaluations = [line for line in json_lines(tmp_path / 'again/metrics.jsonl') if 'evaluation' in line]
+  assert [line['step'] for line in evaluations] == [5, 6] and all(line['evaluation']['loss'] > 1 for line in evaluations)
+  assert evaluations[0]['evaluation']['text'] == pytest.approx(evaluations[0]['evaluation']['loss'])
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, tmp_path, caplog):
@@ -85,15 +85,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, tmp_path,
   assert (tmp_path / 'again/checkpoints/damaged-6').is_dir() and (tmp_path / 'again/checkpoints/6').is_dir()
 
 
-def test_a_trace_that_is_asked_for_is_of_three_steps(tmp_path, monkeypatch):
-  told, asked = [], _Asked()
-  monkeypatch.setattr(jax.profiler, 'start_trace', lambda _: told.append(f'begun before {step}'))
-  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: told.append(f'ended before {step}'))
-  with _profiler(tmp_path, asked, at=8) as profile:
+def test_a_requested_trace_has_three_steps(tmp_path, monkeypatch):
+  events, requests = [], _Requests()
+  monkeypatch.setattr(jax.profiler, 'start_trace', lambda _: events.append(f'begun before {step}'))
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: events.append(f'ended before {step}'))
+  with _profiler(tmp_path, requests, at=8) as profile:
     for step in range(10):
-      asked.trace |= step == 2
+      requests.trace |= step == 2
       profile(step)
-  assert told == ['begun before 2', 'ended before 5', 'begun before 8', 'ended before 9']  # the last one with the run
+  assert events == ['begun before 2', 'ended before 5', 'begun before 8', 'ended before 9']  # the last one with the run
 
 
 def test_the_export_holds_what_was_trained_and_all_the_rest_as_it_was(run):
