@@ -192,9 +192,9 @@ def refuses(reply: str) -> bool:
 
 
 def judged_rating(reply: str) -> float | None:
-  """
+  """The rating in a judge's reply: the whole reply, or in [[double brackets]].
 
-  he number a judge gave: the whole reply, or in [[double brackets]]; None where there is none (an error in the official code).
+  None where there is none, which is an error in the official code.
   """
   try:
     return float(reply)

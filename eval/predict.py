@@ -76,8 +76,8 @@ class OmniPredictor:
     for speech, wave in zip(spoken, waves, strict=True):
       wave.parent.mkdir(parents=True, exist_ok=True)
       soundfile.write(wave, speech.samples, speech.rate_hz, subtype='PCM_16')
-    heard = [self.asr(wave) if self.asr else None for wave in waves]
-    return [Answer(text, speech.finish_reason) for text, speech in zip(heard, spoken, strict=True)]
+    transcripts = [self.asr(wave) if self.asr else None for wave in waves]
+    return [Answer(text, speech.finish_reason) for text, speech in zip(transcripts, spoken, strict=True)]
 
 
 class EnginePredictor(OmniPredictor):
@@ -99,7 +99,7 @@ class EnginePredictor(OmniPredictor):
     from qwen3_omni_jax.infer.prepare import Row
 
     media = {'fps': settings.fps, 'audio_in_video': settings.audio_in_video}
-    asked = (
+    requests = (
       Row(
         key,
         messages,
@@ -112,7 +112,7 @@ class EnginePredictor(OmniPredictor):
       )
       for key, messages in rows
     )
-    for result in self.engine.answer(asked):
+    for result in self.engine.answer(requests):
       if result.reply is None:
         yield result.row.id, Answer(None, 'error', error=f'{result.kind}: {result.error}')
       else:
@@ -122,11 +122,11 @@ class EnginePredictor(OmniPredictor):
 def self_asr(omni: Any) -> Callable[[pathlib.Path], str]:
   """A recogniser made of the model itself. Not the official one: a score by it says how well the model hears its own voice."""
 
-  def hear(wave: pathlib.Path) -> str:
+  def transcribe(wave: pathlib.Path) -> str:
     content = [{'type': 'audio', 'audio': str(wave)}, {'type': 'text', 'text': 'Transcribe the audio into text.'}]
     return omni.generate([[{'role': 'user', 'content': content}]], max_new_tokens=512, temperature=0.0)[0].text
 
-  return hear
+  return transcribe
 
 
 def variant_of(omni: Any) -> str:

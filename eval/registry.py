@@ -44,7 +44,7 @@ BENCHMARKS: dict[str, Benchmark] = {b.name: b for family in FAMILIES for b in fa
 SUITES = ('audio', 'vision', 'audiovisual', 'speech', 'text')
 
 
-def chosen(suite: str | None, names: list[str] | None = None) -> list[Benchmark]:
+def select_benchmarks(suite: str | None, names: list[str] | None = None) -> list[Benchmark]:
   """Benchmarks of a suite ('all': of every one), or those named. Raises ValueError for an unknown name."""
   if names:
     if unknown := [n for n in names if n not in BENCHMARKS]:

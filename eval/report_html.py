@@ -1,7 +1,4 @@
-"""
-
-he evaluation as one HTML file: the table, scores by category, and the worst examples with their sound, picture or video still.
-"""
+"""The evaluation as one HTML file: the table, scores by category, and the worst examples with their sound, picture or still."""
 
 import base64
 import html
@@ -25,22 +22,24 @@ STILL = 320  # pixels of the longer side
 def page(results: Sequence[Result], summary: Mapping[str, Any]) -> str:
   """The whole page."""
   made = f'{summary["model"]}, {summary["variant"]}, {summary["date"]}'
-  sections = [('Scores', report.text(made) + report.table(report_table.HEAD, map(_unbroken, report_table.rows(summary))))]
+  sections = [
+    ('Scores', report.text(made) + report.table(report_table.HEAD, map(_keep_numbers_together, report_table.rows(summary))))
+  ]
   if left := report_table.skipped(summary):
     sections.append(('Not scored', report.table(('benchmark', 'reason'), left)))
   for result in results:
     if result.scores is not None:
-      sections.append((result.benchmark.title, _one(result)))
+      sections.append((result.benchmark.title, _benchmark_section(result)))
   versions = report.table(('library', 'version'), list(summary['versions'].items()))
   return report.page('Evaluation', [*sections, ('Versions', versions)])
 
 
-def _unbroken(cells: Sequence[Any]) -> list[Any]:
+def _keep_numbers_together(cells: Sequence[Any]) -> list[Any]:
   """Cells whose numbers stay on one line; the title alone may break."""
   return [cells[0], *(str(c).replace(' ', '\u00a0') for c in cells[1:])]
 
 
-def _one(result: Result) -> str:
+def _benchmark_section(result: Result) -> str:
   scores = result.scores
   assert scores is not None
   parts = [report.table(('metric', 'value'), [(k, f'{v:.2f}') for k, v in scores.metrics.items()])]
@@ -103,13 +102,13 @@ _STYLE = (
 def _example(result: Result, i: int) -> str:
   assert result.scores is not None
   item, answer, row = result.items[i], result.answers[i], result.scores.rows[i]
-  asked = ' '.join(
+  question = ' '.join(
     p['text'] for m in item.messages if isinstance(m['content'], list) for p in m['content'] if p['type'] == 'text'
   )
   reply = answer.error or 'no reply' if answer.text is None else answer.text
   facts = {
     'id': item.id,
-    'question': asked,
+    'question': question,
     'reference': item.reference,
     'reply': reply,
     'read as': row.extracted if row.readable else 'unreadable',
@@ -170,5 +169,5 @@ def _frame(data: Any):
   raise ValueError('no frame')
 
 
-def _short(text: str, most: int) -> str:
-  return text if len(text) <= most else text[: most - 1] + '…'
+def _short(text: str, limit: int) -> str:
+  return text if len(text) <= limit else text[: limit - 1] + '…'

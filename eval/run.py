@@ -1,8 +1,7 @@
 """Runs benchmarks and scores them.
 
-`evaluate` is a function of a predictor and data, with nothing kept anywhere: training calls it by step. `run_suite` does the
-same for the command line, with every reply on disk as soon as it is there, so that a run that was killed goes on where it
-stopped.
+`evaluate` is a function of a predictor and data that keeps nothing on disk. `run_suite` does the same for the command line and
+writes every reply to disk as soon as it is there, so that a run that was killed goes on where it stopped.
 """
 
 import dataclasses
@@ -181,7 +180,7 @@ def run_suite(
   Raises ValueError before anything is answered if media are missing (unless allow_missing leaves those items out, counted),
   or if the replies in `out` were made otherwise.
   """
-  plans, wrong = [], []
+  plans, incomplete = [], []
   for benchmark in benchmarks:
     try:
       items = spread(benchmark.read(root / benchmark.folder), limit)
@@ -194,21 +193,21 @@ def run_suite(
     for line in found.describe(benchmark.name, counts=limit is None):
       log(line)
     if found.lost and not allow_missing:
-      wrong.append(benchmark.name)
-    why = None
+      incomplete.append(benchmark.name)
+    reason = None
     if benchmark.needs_judge and scoring.judge is None and not all(item.fields.get('score') for item in items):
-      why = 'graded by a judge, and none is given (--judge-url, --judge-model)'
-    plans.append((benchmark, [item for item in items if item.id not in found.lost], found, why))
-  if wrong:
-    names = ', '.join(wrong)
+      reason = 'graded by a judge, and none is given (--judge-url, --judge-model)'
+    plans.append((benchmark, [item for item in items if item.id not in found.lost], found, reason))
+  if incomplete:
+    names = ', '.join(incomplete)
     raise ValueError(f'media are missing for {names} (listed above). Complete them, or leave those items out: --allow-missing')
-  if not any(items and not why for _, items, _, why in plans):
-    raise ValueError('nothing to run: ' + '; '.join(f'{b.name}: {why or "no items"}' for b, _, _, why in plans))
+  if not any(items and not reason for _, items, _, reason in plans):
+    raise ValueError('nothing to run: ' + '; '.join(f'{b.name}: {reason or "no items"}' for b, _, _, reason in plans))
   results = []
-  for benchmark, items, found, why in plans:
-    if why or not items:
-      log(f'{benchmark.name}: skipped: {why or "no items"}')
-      results.append(Result(benchmark, None, [], [], None, found, why or 'no items'))
+  for benchmark, items, found, reason in plans:
+    if reason or not items:
+      log(f'{benchmark.name}: skipped: {reason or "no items"}')
+      results.append(Result(benchmark, None, [], [], None, found, reason or 'no items'))
       continue
     settings = dataclasses.replace(benchmark.settings(variant), **(changes or {}))
     answers = _answers(predict, benchmark, items, settings, out / benchmark.name, model, batch, log)
@@ -223,9 +222,9 @@ def _scored(benchmark, settings, items, answers, found, scoring, transcripts, ou
     if transcripts is not None:
       answers = [dataclasses.replace(a, text=transcripts.get(item.id)) for a, item in zip(answers, items, strict=True)]
     if all(a.text is None for a in answers):
-      why = 'spoken, but not written down: recognise the files of manifest.lst and pass --transcripts, or --asr self'
-      log(f'{benchmark.name}: {why}')
-      return Result(benchmark, settings, items, answers, None, found, why)
+      reason = 'spoken, but not written down: recognise the files of manifest.lst and pass --transcripts, or --asr self'
+      log(f'{benchmark.name}: {reason}')
+      return Result(benchmark, settings, items, answers, None, found, reason)
   try:
     scores = benchmark.score(items, [a.text for a in answers], scoring)
   except ValueError as e:  # a judge that is gone, a tokeniser that is not installed: the replies are kept, the others go on
@@ -239,23 +238,25 @@ def _answers(predict, benchmark, items, settings, folder, model, batch, log) -> 
   """Answers to all items; those already on disk are not asked again."""
   folder.mkdir(parents=True, exist_ok=True)
   made_with = {'model': model, 'settings': dataclasses.asdict(settings)}
-  kept = folder / 'settings.json'
-  if kept.is_file() and json.loads(kept.read_text()) != json.loads(json.dumps(made_with)):
-    raise ValueError(f'{folder}: its replies were made with another model or other settings ({kept.name}). Use another --out')
-  kept.write_text(json.dumps(made_with, indent=1) + '\n')
+  settings_file = folder / 'settings.json'
+  if settings_file.is_file() and json.loads(settings_file.read_text()) != json.loads(json.dumps(made_with)):
+    raise ValueError(
+      f'{folder}: its replies were made with another model or other settings ({settings_file.name}). Use another --out'
+    )
+  settings_file.write_text(json.dumps(made_with, indent=1) + '\n')
   path = folder / 'replies.jsonl'
   known = read_replies(path, repair=True)
-  left = [item for item in items if item.id not in known]
+  remaining = [item for item in items if item.id not in known]
   if known:
-    log(f'{benchmark.name}: {len(items) - len(left)} of {len(items)} replies are there already')
+    log(f'{benchmark.name}: {len(items) - len(remaining)} of {len(items)} replies are there already')
   with path.open('a', encoding='utf-8') as file:
-    for number, (item, answer) in enumerate(answered(predict, benchmark, left, settings, folder, batch), 1):
+    for number, (item, answer) in enumerate(answered(predict, benchmark, remaining, settings, folder, batch), 1):
       answer = Answer(answer.text, answer.finish_reason, getattr(answer, 'reasoning', None), getattr(answer, 'error', None))
       known[item.id] = answer
       file.write(json.dumps({'id': item.id, **dataclasses.asdict(answer)}, ensure_ascii=False) + '\n')
       file.flush()
-      if number % max(batch, 1) == 0 or number == len(left):
-        log(f'{benchmark.name}: {len(items) - len(left) + number} of {len(items)}')
+      if number % max(batch, 1) == 0 or number == len(remaining):
+        log(f'{benchmark.name}: {len(items) - len(remaining) + number} of {len(items)}')
   return [known[item.id] for item in items]
 
 
@@ -289,8 +290,8 @@ def score_predictions(
   items = benchmark.read(root / benchmark.folder)
   if unknown := sorted(set(replies) - {item.id for item in items}):
     raise ValueError(f'{benchmark.name}: {len(unknown)} ids are not in the data: {", ".join(unknown[:5])}')
-  if lacking := [item.id for item in items if item.id not in replies]:
-    log(f'{benchmark.name}: {len(lacking)} of {len(items)} items have no reply and count as wrong: {", ".join(lacking[:5])}')
+  if missing := [item.id for item in items if item.id not in replies]:
+    log(f'{benchmark.name}: {len(missing)} of {len(items)} items have no reply and count as wrong: {", ".join(missing[:5])}')
   answers = [Answer(replies.get(item.id), 'stop' if item.id in replies else 'error') for item in items]
   scores = benchmark.score(items, [a.text for a in answers], scoring)
   return Result(benchmark, None, items, answers, scores, Check(len(items), benchmark.expected, {}))

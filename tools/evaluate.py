@@ -1,7 +1,4 @@
-"""
-
-qwen3-omni eval`: run the published benchmarks, score them as their authors do, and set the scores beside the published ones.
-"""
+"""`qwen3-omni eval`: runs the published benchmarks, scores them as their authors do, and compares with the published scores."""
 
 import argparse
 import json
@@ -53,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
   if not args.data:
     raise ValueError('give --data ROOT, the folder with the released files (docs/evaluation.md)')
   if args.items:
-    return _print_items(args, registry.chosen(args.suite, args.benchmark))
+    return _print_items(args, registry.select_benchmarks(args.suite, args.benchmark))
   if bool(args.model) == bool(args.from_predictions):
     raise ValueError('give either --model DIR or --from-predictions FILE')
   if args.limit is not None and args.limit < 1:
     raise ValueError(f'--limit {args.limit}: expected 1 or more')
-  benchmarks = registry.chosen(args.suite, args.benchmark)
+  benchmarks = registry.select_benchmarks(args.suite, args.benchmark)
   out = pathlib.Path(args.out)
   if args.from_predictions:
     if len(benchmarks) != 1 or args.suite:
@@ -68,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_items(args: argparse.Namespace, benchmarks: list[Any]) -> int:
-  """
+  """Prints {'benchmark', 'id', 'messages', 'reference', 'category'} of every question, a JSON line each.
 
-  'benchmark', 'id', 'messages', 'reference', 'category'} of every question; embedded media are named by file, column and row.
+  Embedded media are named by file, column and row.
   """
   for benchmark in benchmarks:
     for item in benchmark.read(pathlib.Path(args.data) / benchmark.folder)[: args.limit]:
