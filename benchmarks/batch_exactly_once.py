@@ -384,11 +384,9 @@ def main() -> None:
   media = make_media(WORK / 'media')
   source = WORK / 'rows.jsonl'
   source.write_text(''.join(json.dumps(conversation(i, media)) + '\n' for i in range(args.rows)))
-  path = common.ROOT / 'benchmarks' / 'results' / 'batch_exactly_once.json'
   for stage in args.stages.split(','):
     result = globals()[stage](args, source, checkpoint)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    common.save('batch_exactly_once', {**known, stage: {**circumstances, **result}})
+    common.save('batch_exactly_once', {**circumstances, **result}, stage)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ Each measurement is kept in .cache as it comes, so that a run that was stopped g
 """
 
 import argparse
+import datetime
 import gc
 import json
 import os
@@ -180,7 +181,8 @@ class Measured:
       clock = common.Clock()
       done = run()
       done['rows'] = [done['rows'][i] for i in sorted(done['rows'])]
-      self.data['seconds'][name] = {**clock.read(done.pop('processor_s', 0)), **done}
+      at = {'commit': common.commit(), 'date': datetime.date.today().isoformat()}
+      self.data['seconds'][name] = {**clock.read(done.pop('processor_s', 0)), **at, **done}
       self.path.write_text(json.dumps(self.data))
       shown = {k: v for k, v in self.data['seconds'][name].items() if k != 'rows'}
       print(f'{name}: {shown}', flush=True)
@@ -260,6 +262,7 @@ def compare(part: str, seconds: dict[str, dict], work: Work) -> dict:
       assert [len(row[0]) for row in one['rows']] == work.tokens, f'{way}: other numbers of tokens'
       assert part == 'text' or [row[1] for row in one['rows']] == work.frames, f'{way}: other numbers of frames'
     out[f'{way}, rows per s'] = {size: round(rows / one['seconds'], 3) for size, one in found.items()}
+    out.setdefault('measured at', {})[way] = {size: f'{one["commit"]}, {one["date"]}' for size, one in found.items()}
     best[way] = min(found.values(), key=lambda one: one['seconds'])
     out.setdefault('processors that others had', {})[way] = best[way]['others']
   mine = [way for way in best if way.startswith('continuous')]
@@ -267,7 +270,8 @@ def compare(part: str, seconds: dict[str, dict], work: Work) -> dict:
     chosen = min(mine, key=lambda way: best[way]['seconds'])
     ours = best[chosen]
     out['best of ours'] = chosen
-    out['engine'] = {name: value for name, value in best['continuous'].items() if name not in ('rows', 'others')}
+    apart = ('rows', 'others', 'commit', 'date')
+    out['engine'] = {name: value for name, value in best['continuous'].items() if name not in apart}
     for way, other in best.items():
       out[f'times {way}'] = round(other['seconds'] / ours['seconds'], 2)
       out[f'rows with the same tokens as {way}'] = sum(a[0] == b[0] for a, b in zip(ours['rows'], other['rows'], strict=True))

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the small checkpoint, two threads for both sides, medians, and a result with its circumstances."""
+"""Shared by all benchmarks: the small checkpoint, timing of both sides in turns, and results with their circumstances."""
 
 import datetime
 import json
@@ -82,12 +82,24 @@ def _busy_s() -> float:
   return (user + nice + system + sum(rest)) / os.sysconf('SC_CLK_TCK')
 
 
-def circumstances() -> dict:
-  """Command, hardware, versions, commit and date."""
-  import jax
+PACKAGES = ('qwen3_omni_jax', 'train', 'eval', 'tools', 'configs', 'tests', 'benchmarks', 'pyproject.toml')
+NOT_CODE = (':!benchmarks/results', ':!*.md')
+
+
+def commit() -> str:
+  """The commit of the code that runs, with '+changes' where files differ from it; results and documents do not count."""
 
   def git(*args: str) -> str:
     return subprocess.run(['git', *args], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+  if not (head := git('rev-parse', '--short', 'HEAD')):
+    return 'unknown'
+  return f'{head}+changes' if git('status', '--porcelain', '--', *PACKAGES, *NOT_CODE) else head
+
+
+def circumstances() -> dict:
+  """Command, hardware, versions, commit and date. Call it before anything is measured."""
+  import jax
 
   cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.machine())
   return {
@@ -95,13 +107,26 @@ def circumstances() -> dict:
     'hardware': f'{os.cpu_count()} × {cpu}',
     'load_before': round(os.getloadavg()[0], 2),
     'jax': jax.__version__,
-    'commit': git('rev-parse', '--short', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno') else ''),
+    'commit': commit(),
     'date': datetime.date.today().isoformat(),
   }
 
 
-def save(name: str, result: dict) -> None:
-  path = ROOT / 'benchmarks' / 'results' / f'{name}.json'
-  path.parent.mkdir(exist_ok=True)
+def save(name: str, result: dict, stage: str | None = None) -> bool:
+  """Writes benchmarks/results/NAME.json, or says why not: only what one commit gave is a result.
+
+  result: with its circumstances. Where the code had uncommitted changes when the run began, or has been changed since, the file
+  is written to .cache/benchmarks. stage: of a benchmark in stages, whose other stages the file keeps. Returns whether it is a
+  result.
+  """
+  begun, now = result['commit'], commit()
+  clean = begun == now and '+' not in now and now != 'unknown'
+  path = ROOT / ('benchmarks/results' if clean else '.cache/benchmarks') / f'{name}.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if stage is not None:
+    result = (json.loads(path.read_text()) if path.exists() else {}) | {stage: result}
   path.write_text(json.dumps(result, indent=1) + '\n')
   print(f'written to {path.relative_to(ROOT)}')
+  if not clean:
+    print(f'NOT a result: the code was {begun} at the start and is {now} now. Commit it and run again', file=sys.stderr)
+  return clean

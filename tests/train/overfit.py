@@ -181,9 +181,7 @@ def main() -> None:
       result = overfit(stage, root / 'tiny', root, args.lr or lr, args.steps or steps, kinds)
       print(json.dumps({stage: result}), flush=True)
       if args.save:
-        file = common.ROOT / 'benchmarks' / 'results' / 'train_overfit.json'
-        before = json.loads(file.read_text()) if file.exists() else {}
-        common.save('train_overfit', before | {stage: circumstances | result})
+        common.save('train_overfit', circumstances | result, stage)
 
 
 if __name__ == '__main__':
