@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 MAX_RECORD_BYTES = 2**30  # of one record as stored: what a worker may have to hold
-MAX_MEMBERS = 20_000_000  # of one tar file: 24 bytes of index each, names apart
+MAX_MEMBERS = 20_000_000  # of one tar file; the index takes some 230 bytes of memory for each
 _BLOCK = 2**24
 
 
