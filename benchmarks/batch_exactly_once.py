@@ -1,12 +1,12 @@
-"""A batch job treated badly, on the `tiny` checkpoint: killed, shared out, fed with broken rows; each row beside its single call.
+"""Robustness of a batch job on the `tiny` checkpoint: kills, several processes, broken rows; each row against its single call.
 
     python benchmarks/batch_exactly_once.py [--rows 500] [--kills 25] [--stages undisturbed,single,processes,broken,kills]
 
-Rows: text, sound of 1 to 60 s, pictures, video, several turns; half are spoken, a third are drawn at random. Every stage runs the
-real command. Results of each stage go into results/batch_exactly_once.json as they come; `single` and `kills` go on where they
-were stopped. A row that differs from its single call is asked again with every weight moved by at most a unit in its last place:
-if such a call gives the job's whole answer, `generate` itself gives both and rounding decides (a draw fell on a tie); else the
-row is wrong.
+Rows: text, sound of 1 to 60 s, pictures, video, several turns; half are spoken, a third are drawn at random. Every stage runs
+the real command. Results of each stage go into results/batch_exactly_once.json as they come; `single` and `kills` go on where
+they were stopped. A row that differs from its single call is answered again with every weight moved by at most a unit in its
+last place: if such a call gives the job's whole answer, `generate` itself gives both and rounding decides (a draw fell on a
+tie); else the row is wrong.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the batch engine's host side costs: 10,000 text rows through a model of one tiny layer, whole job, files included.
+"""Host overhead of the batch engine: 10,000 text rows through a model of one tiny layer, whole job, files included.
 
     python benchmarks/batch_overhead.py [--rows 10000]
 

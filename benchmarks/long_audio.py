@@ -1,4 +1,4 @@
-"""Forty minutes of sound through the tiny model, end to end: time, peak memory, and no buffer that grows with the square.
+"""Forty minutes of audio through the tiny model: time, peak memory, and no buffer that grows with the square of the length.
 
 python benchmarks/long_audio.py [--minutes 40]
 """

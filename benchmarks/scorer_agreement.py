@@ -1,4 +1,4 @@
-"""Our readers of answers beside the official functions, on generated replies: how many agree.
+"""Compares our readers of answers with the official functions on generated replies.
 
 Nothing of the official code is in this repository. Check the repositories out yourself, each at the commit below, under one
 folder as OWNER+NAME, and run:

@@ -1,4 +1,4 @@
-"""Replies and transcripts made from a seed, of the forms that models give and that readers stumble over."""
+"""Replies and transcripts generated from a seed, in the forms of models and in forms that are hard to read."""
 
 import random
 

@@ -1,9 +1,9 @@
-"""What every benchmark is: how its released files become questions, and how replies become scores.
+"""Definition of a benchmark: how its released files become questions, and how replies become scores.
 
     Benchmark.read(folder) -> [Item]         questions with their media, references and categories
     Benchmark.score(items, replies, Scoring) -> Scores
 
-Nothing here knows a model. `run.evaluate` joins a benchmark with anything that answers conversations.
+This module is independent of any model. `run.evaluate` joins a benchmark with anything that answers conversations.
 """
 
 import dataclasses

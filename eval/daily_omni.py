@@ -1,4 +1,4 @@
-"""Daily-Omni: 1,197 questions on videos of 30 or 60 seconds whose sound and picture must be lined up in time."""
+"""Daily-Omni: 1,197 questions on videos of 30 or 60 seconds that need the sound and picture at the same time."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""What is wrong with a benchmark's files, said before a model is asked anything."""
+"""Checks a benchmark's files before the model answers anything."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""A judge behind any OpenAI-compatible endpoint; every reply is kept in a file, so that a second run asks nothing twice."""
+"""A judge behind an OpenAI-compatible endpoint; replies are cached in a file, so that a second run repeats no request."""
 
 import hashlib
 import json

@@ -1,7 +1,7 @@
-"""Which choice a reply names, read as each benchmark's own scorer reads it.
+"""Reads the chosen letter from a reply, as each benchmark's own scorer does.
 
 A dialect is a function (reply, options by letter) -> letter or None. None means that the official code cannot read the reply;
-where it then guesses at random, `guess` does the same from a seed, and only when asked to. The dialects are written from the
+if it guesses at random then, `guess` does the same from a seed, and only on request. The dialects are written from the
 behaviour of the official functions named in `DIALECTS`; `benchmarks/scorer_agreement.py` runs both side by side.
 """
 

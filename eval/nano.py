@@ -1,6 +1,6 @@
 """The held-out speech and pictures of tools/nano_data.py, which a small model of this project is trained beside (docs/nano.md).
 
-Outside the suites: it compares an evaluation with a training run's own figures, not a model with publications.
+Outside the suites: there are no published figures to compare with.
 """
 
 import functools

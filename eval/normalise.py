@@ -1,4 +1,4 @@
-"""Text of a transcript, made comparable: as Qwen2-Audio's `evaluate_asr.py` does it (Qwen3-Omni's own scorer is unpublished).
+"""Normalises the text of a transcript: as Qwen2-Audio's `evaluate_asr.py` does it (Qwen3-Omni's own scorer is unpublished).
 
 English goes through Whisper's English normaliser and then through its basic one as well: so does the official code, whose
 `else` belongs to the test for Chinese. Chinese numbers and dates are spelled out (`normalise_zh`). Other languages get the

@@ -1,4 +1,4 @@
-"""Replies from a loaded model: the one place where evaluation meets `Omni`.
+"""Predictors of a loaded `Omni`; nothing else in evaluation uses the model.
 
 A predictor is any function (conversations, settings) -> replies with `text` and `finish_reason`; this one also chooses among
 options by their probability, and speaks.

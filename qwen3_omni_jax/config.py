@@ -1,8 +1,8 @@
 """Model configuration: frozen dataclasses, read from a checkpoint's own config.json (config_json.py).
 
 Field names are the published ones. A default is the reference's class default (transformers 5.23), because its writer may
-leave out values that equal it; a field without a default must be in the file. A key nobody knows is an error, unless
-IGNORED lists it with the reason: a config we only half understand is how silently wrong models are made.
+leave out values that equal it; a field without a default must be in the file. An unknown key is an error, unless
+IGNORED lists it with the reason: a config that is only partly understood would give a wrong model without notice.
 """
 
 import dataclasses

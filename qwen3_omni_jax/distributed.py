@@ -1,14 +1,14 @@
-"""Several processes as one program: `initialize` before anything else of jax runs.
+"""Joins several processes into one program: call `initialize` before anything else of jax.
 
-The same command is started once on every host (deploy/ has a launch file for each kind of place). Who the others are is read
-from the environment, in this order:
+The same command is started once on every host (deploy/ has launch files). The other processes are found from the environment,
+in this order:
 
     COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID   set by hand or by a launch file; also with JAX_ in front
     SLURM_…                                          steps started by srun
     TPU_WORKER_HOSTNAMES, MEGASCALE_NUM_SLICES       TPU slices on GKE (Job or JobSet)
     the metadata server                              TPU VMs
 
-A process that is alone is left as it is.
+A single process needs nothing.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""How many floating-point operations a model needs, by part, from its config: the numerator of MFU and of every estimate.
+"""Floating-point operations of a model by part, from its config: the numerator of MFU and of all estimates.
 
 Model FLOPs: 2 for each multiply-add of a matrix product or convolution that the result depends on. Attention counts the pairs
-that may see one another, a mixture of experts the experts a token is sent to. What an implementation adds (padding, masked
-scores, recomputation) is not counted, nor are element-wise operations (1 to 2 % at the released size).
+that are not masked, a mixture of experts the experts that a token is sent to. Padding, masked scores and recomputation are not
+counted, nor are element-wise operations (1 to 2 % at the released size).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What accelerators can do at most: one table, looked up by name or by jax's `device_kind`.
+"""Peak rates and memory of accelerators, by name or by jax's `device_kind`.
 
 Vendors' peak figures, not measurements. All values are per device as jax counts devices (a chip, except TPU7x, whose two cores
 are a device each).

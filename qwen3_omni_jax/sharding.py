@@ -1,8 +1,8 @@
-"""Who holds what on a mesh of devices: the axes of a mesh, named ways to choose one, and one table of rules.
+"""Sharding on a mesh of devices: its axes, named strategies, and one table of rules.
 
-Parameters name their dimensions (see nn.params.Param); RULES says along which mesh axis each is cut. Activations are cut by
-rows over the batch axes and by length over `context`. A mesh axis of size 1 cuts nothing, so the same program runs on a
-laptop and on a pod; the mesh in force is jax's own (`with jax.set_mesh(mesh):`), there is no other state.
+Parameters name their dimensions (see nn.params.Param); RULES maps each to a mesh axis. Activations are sharded by rows over the
+batch axes and by length over `context`. A mesh axis of size 1 does not shard, so the same program runs on a laptop and on a
+pod. The current mesh is jax's own (`with jax.set_mesh(mesh):`); there is no other state.
 """
 
 import functools

@@ -1,1 +1,1 @@
-"""Small command-line tools; `qwen3-omni` is their front."""
+"""The commands of `qwen3-omni`, one file each."""

@@ -1,4 +1,4 @@
-"""`qwen3-omni batch`: answer a file of conversations into a folder, each exactly once, however often it is killed."""
+"""`qwen3-omni batch`: answers a file of conversations into a folder, each exactly once, and resumes after a kill."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`qwen3-omni convert verify | inspect | diff`: what is in checkpoint folders, and whether two are the same."""
+"""`qwen3-omni convert verify | inspect | diff`: lists and compares checkpoint folders."""
 
 import argparse
 import dataclasses

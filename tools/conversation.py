@@ -1,4 +1,4 @@
-"""Arguments that say what to ask: flags for a single question, or a JSON file with a whole conversation."""
+"""Arguments for the conversation: flags for a single question, or a JSON file with a whole conversation."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`qwen3-omni convert`: published weights to a checkpoint that jax restores onto any mesh, and back, in little memory."""
+"""`qwen3-omni convert`: converts published weights to a checkpoint for jax, and back, in little memory."""
 
 import argparse
 import sys

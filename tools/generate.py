@@ -1,4 +1,4 @@
-"""`qwen3-omni generate`: answer one conversation. Text streams to the terminal as it is written."""
+"""`qwen3-omni generate`: answers one conversation and streams the text to the terminal."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""`qwen3-omni live`: a file, or raw sound on stdin, heard as from a microphone and answered aloud."""
+"""`qwen3-omni live`: streams a file, or raw audio from stdin, into the model as from a microphone, and speaks the answer."""
 
 import argparse
 import sys

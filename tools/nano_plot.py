@@ -1,4 +1,4 @@
-"""The loss of runs one after the other, by kind of record: `python -m qwen3_omni_jax.tools.nano_plot --out loss.png RUN …`."""
+"""Plots the loss of consecutive runs by kind of record: `python -m qwen3_omni_jax.tools.nano_plot --out loss.png RUN …`."""
 
 import argparse
 import json

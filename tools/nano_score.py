@@ -1,4 +1,4 @@
-"""How well a nano model does on what it was not trained on: `python -m qwen3_omni_jax.tools.nano_score --model DIR --data DIR`.
+"""Scores a nano model on held-out data: `python -m qwen3_omni_jax.tools.nano_score --model DIR --data DIR`.
 
 Answers every held-out record of tools.nano_data by greedy generation, and prints one JSON object: the word error rate of spoken
 phrases of at least three words, and the pictures whose count, colour and shape are all right, both in percent.

@@ -1,4 +1,4 @@
-"""`qwen3-omni plan`: does a full-size job compile and fit, before anything is paid for."""
+"""`qwen3-omni plan`: compiles a full-size job without the devices and says whether it fits."""
 
 import argparse
 import json

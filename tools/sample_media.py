@@ -1,4 +1,4 @@
-"""Sample media made from nothing: a sound, a picture, a video with sound, a silent video. For the demo and the tests."""
+"""Synthetic sample media: a sound, a picture, a video with sound, a silent video. For the demo and the tests."""
 
 import pathlib
 

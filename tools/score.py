@@ -1,4 +1,4 @@
-"""`qwen3-omni score`: how probable the model finds the last assistant turn of a conversation."""
+"""`qwen3-omni score`: log-probability of the last assistant turn of a conversation."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`qwen3-omni tiny`: a random but structurally complete checkpoint in the published layout, for tests and first steps."""
+"""`qwen3-omni tiny`: makes a random but structurally complete checkpoint in the published layout, for tests and first steps."""
 
 import argparse
 import importlib.resources

@@ -1,4 +1,4 @@
-"""`qwen3-omni train`: continued pretraining and fine-tuning, as a configuration file says."""
+"""`qwen3-omni train`: continued pretraining and fine-tuning from a configuration file."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Trained LoRA matrices as PEFT saves an adapter, which `qwen3-omni convert to-hf --adapter` takes, and PEFT itself.
+"""Writes trained LoRA matrices in PEFT's format, which `qwen3-omni convert to-hf --adapter` and PEFT read.
 
 Names are those of the model in transformers 5, where the experts of a layer are one parameter: their pairs are packed
 into one (weights/adapter_plan.py says how), gate and up side by side in the rank.

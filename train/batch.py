@@ -1,4 +1,4 @@
-"""What a training step is given: packed rows of tokens, what to predict, and the media of all rows."""
+"""The input of a training step: packed rows of tokens, targets with weights, and the media of all rows."""
 
 import flax.struct
 

@@ -1,12 +1,12 @@
-"""Saving and going on: weights, optimiser, place in the data, step and configuration in one checkpoint, written by Orbax.
+"""Saving and restoring: weights, optimiser, position in the data, step and configuration in one checkpoint, written by Orbax.
 
     RUN/checkpoints/STEP/params   the parts (audio, vision, thinker) with a trainable parameter, whole: what `convert to-hf` takes
                          state    step, optimiser, averages, LoRA's matrices
-                         data     where the loader stands, over all processes
+                         data     position in the data, over all processes
                          config   the run's resolved configuration
 
-A checkpoint appears by a rename when it is complete; what a killed process had begun is removed by the next one. Parts that are
-frozen as a whole are not saved again: they come from the model's folder.
+A complete checkpoint appears by a rename; the next process removes what a killed one had begun. Parts that are frozen as a
+whole are not saved: they come from the model's folder.
 """
 
 import json
@@ -52,7 +52,7 @@ class Checkpoints:
           shutil.copyfile(path, self.folder / name)
 
   def save(self, state: TrainState, roles: Roles, data: dict[str, Any], config: dict[str, Any]) -> None:
-    """Begins to save; returns when the state may be changed again. data: of this process's loader alone or merged."""
+    """Starts to save; returns when the state may be changed. data: of this process's loader alone or merged."""
     params, rest = _split(state, roles)
     items = ocp.args.Composite(
       params=ocp.args.StandardSave(params),
@@ -63,7 +63,7 @@ class Checkpoints:
     self._manager.save(int(state.step), args=items, force=True)
 
   def wait(self) -> None:
-    """Until what was begun is on disk."""
+    """Waits until checkpoints that were started are on disk."""
     self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:

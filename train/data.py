@@ -1,10 +1,10 @@
 """The input pipeline: sources → lanes of examples → packed batches, with a state that restores exactly.
 
-The records of each source are shuffled anew for each epoch and dealt to *lanes* in turn: lane l takes every lanes-th record from
-the l-th on. A lane mixes its shares of the sources by weight, decodes ahead, and packs its own rows of every batch. All
-lanes together make the global batch, so nothing depends on how many processes there are: each makes the lanes it owns.
+The records of each source are shuffled anew for each epoch and assigned to *lanes* in turn: lane l takes every lanes-th record
+from the l-th on. A lane mixes its parts of the sources by weight, decodes ahead, and packs its own rows of every batch. The
+global batch is that of all lanes, so it does not depend on the number of processes: each makes the lanes it owns.
 
-The state of a lane is the number of records it has taken and the numbers of those that wait to be packed: a few hundred bytes.
+The state of a lane is the number of records read and the numbers of those that wait to be packed: a few hundred bytes.
 """
 
 import copy

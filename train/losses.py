@@ -1,7 +1,7 @@
-"""Training losses: cross-entropy without a table of all logits, and what keeps the router balanced and small.
+"""Training losses: chunked cross-entropy, load-balance loss and z-loss of the router.
 
-Every loss leaves padding out. The logits of a position exist only for a few positions at a time, in the forward pass and again
-in the backward one: the table [tokens x 152,064] of a batch would be larger than the model's own activations.
+Padding has no loss. Logits exist for a chunk of positions at a time, in the forward pass and again in the backward pass: the
+array [tokens x 152,064] of a whole batch would be larger than the model's activations.
 """
 
 import functools

@@ -1,7 +1,6 @@
-"""What is learnt of a record: the assistant's words of a conversation, the words of a document; never media.
+"""Loss mask: the assistant's turns of a conversation, the text of a document; never media.
 
-Found in the finished token ids, after the checkpoint's own chat template has written them, so that mask and prompt cannot
-disagree.
+It is computed from the token ids that the checkpoint's own chat template gave, so mask and prompt cannot disagree.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Several examples to a row, several clips to an encoder row: best-fit packing into batches of one fixed shape.
+"""Best-fit packing into batches of one fixed shape: several examples to a row, several clips to an encoder row.
 
-A *lane* packs its own share of the records into its own rows of every batch, within its own share of the encoders' rows. What a
-lane does depends on nothing else, so a batch is the same whichever process makes which lane.
+A *lane* packs its own records into its own rows of every batch and its own rows of the encoders. It is independent of the
+others, so a batch is the same whichever process makes which lane.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
-"""Plans: what a job needs on devices that are not there. Full-size programs are lowered from shapes alone and compiled for a TPU
-topology by libtpu on any CPU; for GPUs, where no compiler is at hand, memory is counted from shapes.
+"""Plans: memory and time of a job, without its devices.
 
-The programs are the ones that run: the training step, prefill, a decode step, a spoken frame.
+Full-size programs are lowered from shapes and compiled for a TPU topology by libtpu on any CPU; for GPUs memory is counted from
+shapes. The functions are the ones that run: the training step, prefill, a decode step, a spoken frame. The shapes of a batch
+are the job's own, not those of a run's data configuration.
 """
 
 import dataclasses

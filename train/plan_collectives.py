@@ -1,7 +1,7 @@
-"""What a compiled program sends between devices: bytes by kind and mesh axis, read from its optimised HLO text.
+"""Bytes that a compiled program sends between devices, by kind of collective and mesh axis, read from its optimised HLO.
 
-Every count is what one device receives in one run of the program. A loop's body is counted as often as the loop is known to run;
-a loop without a known number of turns (decoding until all rows are done) once.
+A count is what one device receives in one run of the program. The body of a loop is counted for every iteration, if their
+number is known; otherwise (decoding until all rows are done) once.
 """
 
 import collections

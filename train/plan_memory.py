@@ -1,4 +1,4 @@
-"""Bytes of a device, counted from shapes: what is laid on it, and a model of what a program needs beside."""
+"""Memory of one device, counted from shapes: its arguments, and an estimate of the temporary memory."""
 
 import math
 import re

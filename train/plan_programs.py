@@ -1,4 +1,4 @@
-"""The programs that are planned: the ones that run, with their arguments as shapes on a mesh."""
+"""The programs of a plan: the functions that run, with their arguments as shapes on a mesh."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a record means: a conversation or a document becomes an `Example`, tokens with what is learnt of them and decoded media.
+"""Records to examples: a conversation or a document becomes token ids, a loss mask and decoded media.
 
 Two forms. *chat* is ms-swift's: `{"messages": [{"role", "content"}, …], "images": […], "audios": […], "videos": […]}`, with
 `<image>`, `<audio>`, `<video>` in the texts where the media stand; contents may also be lists of parts as in the Qwen cookbooks.

@@ -1,4 +1,4 @@
-"""The whole configuration of a run, as a file in configs/train says it (see train/config.py for how it is read)."""
+"""The configuration of a run, as in the files of configs/train (train/config.py reads them)."""
 
 import dataclasses
 

@@ -1,7 +1,7 @@
-"""Where training records come from: JSONL, Parquet, WebDataset tar and ArrayRecord files, each read by index.
+"""Files of training records: JSONL, Parquet, WebDataset tar and ArrayRecord, read by index.
 
-A source is an indexed set of raw records (dicts as the files hold them; `records` gives them meaning). Opening builds the index
-once; afterwards a source can be sent to worker processes, which open the files for themselves.
+A source is an indexed set of raw records (dicts as in the files; `records` interprets them). Opening builds the index once;
+then a source can be sent to worker processes, which open the files themselves.
 """
 
 import abc

@@ -1,7 +1,7 @@
-"""Which parameters a stage trains, and how: patterns over the paths of the parameter tree, as the stage's file gives them.
+"""Trainable parameters of a stage: patterns over the paths of the parameter tree, from the stage's configuration.
 
 A path is the parameter's place in the tree, e.g. `audio/layers/attn/q/kernel` or `thinker/layers/moe/experts/gate`. The first
-part of the list whose pattern matches a path (from its beginning) decides; what none matches is frozen.
+part of the list whose pattern matches a path (from its beginning) decides; a parameter that none matches is frozen.
 """
 
 import dataclasses

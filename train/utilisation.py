@@ -1,4 +1,4 @@
-"""How much of the devices' peak a step uses: FLOPs of what is in its batches, encoders counted, padding and recomputation not."""
+"""Model FLOPs utilisation: FLOPs of a step's batches, encoders included, without padding and recomputation."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _ADAPTERS = {'audio': (('audio/proj',), 'audio.projection'), 'vision': (('vision
 
 
 def work_of(cfg: OmniConfig, batch: TrainBatch) -> Work:
-  """What is in a batch of the loader (numpy arrays), padding left out."""
+  """The work in a batch of the loader (numpy arrays), without padding."""
   lengths = _runs(batch.tokens.segment)
   frames = [n for group in batch.media.visual for n in _runs(_segments(group.segment, group.length, group.patches.shape[1]))]
   audio: list[int] = []

@@ -1,12 +1,12 @@
-"""Continuous batching: many conversations through one model, each slot refilled as soon as its row has ended.
+"""Continuous batching: answers many conversations with one model and refills a slot as soon as its row has ended.
 
     engine = Engine(omni, EngineConfig(slots=64), voice=omni.voice)
     for result in engine.answer(rows):     # in the order in which they are finished
       ...
 
-Rows are prepared in threads (media, template, tokens), written in slots of the Thinker, spoken in slots of the Talker, and made
-sound in lanes of the vocoder; each stage holds different rows at the same time. A row's answer is its own: it does not
-depend on the rows beside it, on their order, or on what was computed before (see docs/batch.md).
+Threads prepare rows (media, template, tokens); slots of the Thinker generate text, slots of the Talker codes, and lanes of the
+vocoder samples. Each stage holds different rows at the same time. The answer to a row does not depend on the other rows, on
+their order, or on what was computed before (see docs/batch.md).
 """
 
 import concurrent.futures

@@ -1,4 +1,4 @@
-"""Sizes of the batch engine, fixed before it runs: slots, piece sizes, the programs there can be, and the memory it will take."""
+"""Sizes of the batch engine: slots, prompt pieces, the number of programs that may be compiled, and the memory."""
 
 import dataclasses
 import math

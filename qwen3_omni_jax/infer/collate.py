@@ -1,7 +1,7 @@
-"""From conversations to padded arrays: one batch of tokens, and the media of all its rows packed together.
+"""Collates conversations into padded arrays: a batch of tokens, and the media of all rows packed together.
 
 Every size is rounded up to a bucket, so that few programs are compiled. Media are packed by shape, not by row: audio windows of
-like length together, video frames and images of like size together; each token remembers the row of its feature.
+similar length together, video frames and images of similar size together; each token has the row number of its feature.
 """
 
 import bisect

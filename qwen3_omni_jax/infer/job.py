@@ -1,9 +1,9 @@
-"""A batch job: every row of its input answered once, into a folder; run again, it goes on where it was.
+"""A batch job: answers every row of its input once, into a folder, and resumes when it is run again.
 
     summary = run_job(JobConfig(model='ckpt', input=('in.jsonl',), output='out', speech=True))
 
-Any number of processes may run the same job on one folder at once, on one machine or on many that share it: each takes blocks
-that nobody has (`shard` fixes which it may take). What a row says does not depend on any of that.
+Any number of processes may run the same job on one folder at once, on one machine or on many that share it: each takes free
+blocks (`shard` limits which). The answers do not depend on it.
 """
 
 import concurrent.futures

@@ -1,7 +1,7 @@
 """Input of a batch job: JSON lines or Parquet files as numbered rows, each checked by itself.
 
 A row is `{"custom_id": …, "body": {"messages": […], …}}` as in the OpenAI batch form, the same without `body`, or a bare list of
-messages. Where rows begin and which ids come twice is found once and kept in the output folder, so that any process may
+messages. The offsets of rows and duplicate ids are determined once and saved in the output folder, so that any process can
 read any row.
 """
 

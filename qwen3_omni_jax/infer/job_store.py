@@ -1,15 +1,15 @@
-"""Output of a batch job: blocks of rows that one process at a time works on, finished exactly once whatever is killed.
+"""Output of a batch job: blocks of rows. One process at a time works on a block, and each is finished exactly once.
 
-    OUT/manifest.json            what the job is, written before its first row
-    OUT/index.npz                where the input's rows begin
-    OUT/rows/part-00012.open     a block in work: a line for each finished row, in any order
+    OUT/manifest.json            settings of the job, written before its first row
+    OUT/index.npz                offsets of the input's rows
+    OUT/rows/part-00012.open     an unfinished block: a line for each finished row, in any order
     OUT/rows/part-00012.jsonl    a finished block: all its rows, in order
     OUT/audio/part-00012/…       its sound (or part-00012.tar)
     OUT/timings/part-00012.jsonl when its rows were finished, by which process
 
-A block is claimed by a lock on one byte of OUT/claims, which the system takes back when its process dies. A row's sound is in
-place before its line is written, and a line counts only with its line break; so a kill at any moment costs at most the rows in
-flight, and none is written twice.
+A block is claimed by a lock on one byte of OUT/claims, which the system releases when the process dies. The audio of a row is
+in place before its line is written, and a line counts only with its line break; so a kill loses at most the rows in flight, and
+no row is written twice.
 """
 
 import fcntl

@@ -1,13 +1,13 @@
-"""Live audio: the Thinker listens while the user speaks, and answers when the user stops.
+"""Live audio: prefills the user's speech while it arrives, and answers when the user stops.
 
-The encoder's windows are 8 s and never see one another, so a finished window is encoded and prefilled at once and never
-touched again. When the user stops, at most one window (104 audio tokens) and the prompt's few closing tokens are left.
+The encoder's windows are 8 s long and independent of one another, so a finished window is encoded and prefilled at once and is
+final. When the user stops, at most one window (104 audio tokens) and the prompt's few closing tokens are left.
 
 **When this equals the offline result.** Every mel value more than 8 decades below the loudest value *of the whole clip* is
 raised to that floor. While the clip is running, only the loudest value so far is known. So live equals offline exactly if
 nothing prefilled would have been raised further by what came later: in particular whenever the loudest moment lies in or
 before the first window, and whenever later, louder sound leaves the floor below everything heard before. Otherwise
-near-silent frames of early windows are encoded a little lower than offline. `LiveAudio.exact` tells which it was.
+near-silent frames of early windows are encoded a little lower than offline. `LiveAudio.exact` says which case it was.
 """
 
 import time

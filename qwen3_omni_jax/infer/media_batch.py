@@ -1,6 +1,6 @@
-"""Encoders over windows and frames of many requests: whatever has one shape shares a call, whoever asked for it.
+"""Encodes audio windows and frames of many requests: items of one shape share a call.
 
-Lanes are encoded one after another on arrays of their own: exact, and unused lanes cost nothing.
+Lanes are encoded one after another on arrays of their own: results do not depend on other lanes, and unused lanes cost nothing.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""`Omni`: a loaded checkpoint that answers conversations. The front door of the package."""
+"""`Omni`: a loaded checkpoint that answers conversations; the main interface of the package."""
 
 import dataclasses
 import functools

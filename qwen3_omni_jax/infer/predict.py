@@ -1,9 +1,9 @@
-"""A stateless way in for data pipelines: a batch of rows as columns in, columns out (Ray Data, Beam, or a loop of your own).
+"""Stateless predictor for data pipelines: maps a batch of columns to columns (Ray Data, Beam, or your own loop).
 
     predictor = Predictor('ckpt', speech=True)                       # once a worker: loads the model
     ds.map_batches(Predictor, fn_constructor_kwargs={'model': 'ckpt'}, batch_size=256, concurrency=1)     # Ray Data
 
-What comes back for a row depends on the row alone, so a pipeline may retry, reorder and split batches as it likes.
+The result of a row depends on the row alone, so a pipeline may retry, reorder and split batches.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
-"""A request on the host: checked, its media decoded, cut into pieces for the slots. Runs in threads, beside the device.
+"""Prepares a request on the host: checks it, decodes its media and cuts its prompt into pieces. Runs in threads.
 
-A prompt is cut into pieces of two sizes by its length alone, and every piece has a key: a hash of all that its keys and values
-are computed from (the pieces before it, its tokens and positions, the contents of its media). Two rows whose pieces have one key
-hold the same numbers there, so either may compute them for both.
+A prompt is cut into pieces of two sizes by its length alone, and every piece has a key: a hash of everything that its keys and
+values are computed from (the pieces before it, its tokens and positions, the contents of its media). Pieces with equal keys
+have equal keys and values in the cache, so one row can compute them for another.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What comes back from a call: a Reply for each conversation, or events while it is being written."""
+"""Results of a call: a Reply for each conversation, or events while it is generated."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Choosing the next token: repetition penalty, temperature, top-k, top-p; one random number per row and step.
+"""Sampling the next token: repetition penalty, temperature, top-k, top-p; one random number per row and step.
 
-Every row has its own settings and its own random key, folded from its seed and step: what a row draws does not depend on
-which rows share its batch.
+Every row has its own settings and its own random key, folded from its seed and step: a row's samples do not depend on
+the other rows of its batch.
 """
 
 import dataclasses

@@ -1,5 +1,4 @@
-"""Scores in bulk: log-probabilities of given answers, and the most probable tokens at each place, for evaluation, filtering and
-distillation.
+"""Bulk scoring: log-probabilities of given answers, and the most probable tokens at each position.
 
 Rows of one padded length share a call, in arrays of one shape in which no sum goes over rows: a score does not depend on its
 neighbours.

@@ -1,4 +1,4 @@
-"""What a call of generate may set, and where unset values come from.
+"""Generation settings, and where unset values come from.
 
 The rule, for every setting: the call's own argument; else the checkpoint's generation_config.json; else the default below.
 In that file temperature, top_k and top_p count only if do_sample is true, as in transformers. (transformers' Qwen3-Omni

@@ -1,10 +1,10 @@
 """Slots of the Thinker: prompts are fed piece by piece into rows of a running State while other rows decode.
 
-A slot is a row of `decode.State`. Free and filling slots are `done`, so a decode step leaves them alone. Prompts come in pieces
-of a few fixed sizes; the last piece samples the first token and sets the slot going. All lanes of a call are fed together, as
-decode steps run all slots together: the weights are read once. Arrays always have the same shape, whatever is in the lanes and
-slots, and no sum goes over rows, so what a row computes is the same bits beside any others (how the experts see to it on CPU:
-nn/expert_loop.py). An unused lane takes no experts and writes nowhere, but costs as much as a used one otherwise.
+A slot is a row of `decode.State`. Free and filling slots are `done`, so a decode step does not change them. Prompts come in
+pieces of a few fixed sizes; the last piece samples the first token, and then the slot decodes. All lanes of a call run
+together, as all slots do in a decode step: the weights are read once. Arrays always have the same shape and no sum goes over
+rows, so a row gives the same bits beside any others (for the experts on CPU see nn/expert_loop.py). An unused lane takes no
+experts and writes nowhere; otherwise it costs as much as a used one.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Speech from the host's side: spoken batches, and one reply streamed while its text is still being written."""
+"""Speech on the host: spoken batches, and one reply streamed while its text is still being generated."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

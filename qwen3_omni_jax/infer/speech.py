@@ -1,7 +1,7 @@
 """The speech loop: Talker step, code predictor and every draw of a frame in one compiled function, many frames a call.
 
-Frame t is fed with text token t + 1. While the Thinker is still writing, a row waits for its next token; so the same loop
-serves speech that starts with the first word and speech made after the last.
+Frame t is fed with text token t + 1. While the Thinker is still generating, a row waits for its next token; so the same loop
+serves streaming and speech of complete texts.
 """
 
 import functools

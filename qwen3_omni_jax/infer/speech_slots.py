@@ -1,7 +1,6 @@
-"""Slots of the Talker, and lanes of the vocoder: spoken replies begin in free rows of a running SpeechState.
+"""Slots of the Talker and lanes of the vocoder: spoken replies start in free rows of a running SpeechState.
 
-As in `slots`: the lanes of a call of prompts run together in arrays of one shape, and so do all slots in frames, and the lanes
-of the vocoder.
+As in `slots`, the lanes of a prompt call, the slots of a frame, and the lanes of the vocoder run together in arrays of one shape.
 """
 
 import functools

@@ -1,10 +1,10 @@
-"""From the Thinker's prompts to the Talker's: which tokens it is given, at which positions, in whose voice.
+"""The Talker's prompt from the Thinker's: tokens, positions and speaker.
 
 **Positions.** The Talker sees the user's turns without what stood between them, so its positions are the Thinker's own,
 closed up: each kept run of tokens starts where the one before it ended, and keeps the distances inside it. Since every
 span's positions count from where it starts, this is what the reference computes afresh for text (0, 1, 2, …), audio,
-images and videos, in any mix. It is also right for audio inside a video, where the reference, which forgets to tell the
-Talker, counts 0, 1, 2, … instead; `reference_exact` reproduces that.
+images and videos, in any mix. It is also right for audio inside a video, where the reference does not forward the
+switch to the Talker and counts 0, 1, 2, …; `reference_exact` reproduces that.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How replies are spoken: the voice, the drawing of codes, and where speech that does not end is cut."""
+"""Speech settings: the voice, sampling of codes, and limits for speech that does not end."""
 
 import dataclasses
 import json

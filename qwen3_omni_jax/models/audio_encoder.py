@@ -3,7 +3,7 @@
 Convolutions shrink each 1 s chunk eightfold in time, then a transformer attends within a window of 8 chunks. Clips are
 cut into windows beforehand (windows never see one another, and positions restart in every chunk), so time and memory
 grow with a clip's length, not with its square, and any number of clips make one batch of windows. Short windows may share a
-row of the batch, told apart by segment.
+row of the batch, separated by segments.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """The code predictor: codes 1 .. Q-1 of a frame from the Talker's hidden state and the frame's code 0.
 
-A small decoder read once per code, so a frame is Q - 1 passes over the same few layers. `predict_codes` does all of
+A small decoder that runs once per code, so a frame is Q - 1 passes over the same few layers. `predict_codes` does all of
 them in one traced function; `code_predictor_forward` gives the same logits for known codes in one pass (training,
 scoring).
 """

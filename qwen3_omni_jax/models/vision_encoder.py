@@ -1,7 +1,7 @@
-"""The vision encoder: patches of images and video frames to features, with deepstack levels from layers on the way.
+"""The vision encoder: patches of images and video frames to features, with deepstack levels from intermediate layers.
 
-Attention is within a frame, so a video is its frames: each a row of the batch, or several of them in one row, told apart by
-segment. Patches come in merge-block order (the four patches that become one feature are neighbours).
+Attention is within a frame, so a video is its frames: each a row of the batch, or several of them in one row, separated by
+segments. Patches come in merge-block order (the four patches that become one feature are neighbours).
 """
 
 import jax

@@ -1,1 +1,1 @@
-"""Blocks that know no modality."""
+"""Building blocks that are independent of modality."""

@@ -1,7 +1,7 @@
-"""Softmax attention: one function for every network; what may see what is an argument, not another function.
+"""Softmax attention: one function for every network; the mask is an argument.
 
-Who sees whom is told by two integers per token: its *segment* (document, audio window, video frame; 0 = padding, which sees
-and is seen by nobody) and its *index* (its slot in time, for causal and windowed attention).
+The mask follows from two integers per token: its *segment* (document, audio window, video frame; 0 = padding, which neither
+attends nor is attended to) and its *index* (its place in time, for causal and windowed attention).
 """
 
 import functools

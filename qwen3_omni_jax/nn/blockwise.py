@@ -1,6 +1,6 @@
 """Attention by tiles with a running softmax, forward and backward: memory grows with the length, not with its square.
 
-A tile that nobody sees into is passed over. Backward computes the scores of a tile again, from the logarithm of each query's
+A tile that is masked as a whole is skipped. Backward computes the scores of a tile again, from the logarithm of each query's
 softmax denominator, which is all that forward keeps beside its inputs and its result (Dao et al. 2022, FlashAttention).
 """
 

@@ -1,7 +1,7 @@
 """Attention of new tokens to a filled cache, for GPU: a Pallas kernel, by way of Triton.
 
-Keys and values are read where they lie in the cache of all layers, and only as far as each row is filled: no layer is sliced out,
-and empty slots cost nothing. The query heads that share a key head go through the tensor cores together. Where rows and heads are
+Keys and values are read in place in the cache of all layers, and only as far as each row is filled: no layer is sliced out, and
+empty slots cost nothing. The query heads that share a key head go through the tensor cores together. Where rows and heads are
 too few to occupy a GPU, the keys are divided among several programs, and their results are combined.
 """
 

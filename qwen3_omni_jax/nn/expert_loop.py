@@ -2,10 +2,10 @@
 
 XLA on CPU copies a slice of an array before it multiplies with it. Here the weights of one expert are copied at a time, once, and
 are in cache when they are needed; a copy of all experts of a layer would cross the memory three times. Experts without rows are
-passed over. The rows of an expert lie together: a first tile takes as many as most experts have, smaller ones the rest.
+skipped. The rows of an expert are contiguous: a first tile takes as many as most experts have, smaller ones the rest.
 
-XLA may sum a row's products in another order where a matmul has another number of rows; where in it the row lies does not
-matter. So without gradients all tiles have one size: what comes of a row is the same bits whatever other rows its expert has.
+XLA may sum the products of a row in another order if a matmul has another number of rows; the place of the row in it does not
+matter. So without gradients all tiles have one size: a row gives the same bits whatever other rows its expert has.
 """
 
 import functools

@@ -1,14 +1,14 @@
-"""Experts shared out over the `expert` axis of a mesh: how tokens reach them and come back. Forward and backward.
+"""Expert parallelism: experts sharded over the `expert` axis of a mesh, forward and backward.
 
-Every device holds E / n experts of each layer. Its rows are either its own (then pairs of token and expert travel) or the
-same as those of its whole expert group (a few rows being decoded: then each device does its experts' part, and the parts are
-summed). Ways to travel, of which `Dispatch.way` names one:
+Every device holds E / n experts of each layer. Its rows are either its own (then pairs of token and expert are sent) or the
+same as those of its whole expert group (a few rows being decoded: then each device computes the part of its experts, and the
+parts are summed). `Dispatch.way` names how pairs are sent:
 
-    ragged    ragged all-to-all: only what is sent crosses the wires (TPU, GPU)
+    ragged    ragged all-to-all: sends only the pairs (TPU, GPU)
     padded    all-to-all of equal buffers, the largest that can be needed (everywhere)
     gathered  all tokens to all devices, partial sums back (all-gather and reduce-scatter; everywhere)
 
-Nothing is dropped unless a bounded buffer is asked for; what then does not fit is counted.
+Nothing is dropped unless a bounded buffer is configured; then the pairs that do not fit are counted.
 """
 
 import dataclasses

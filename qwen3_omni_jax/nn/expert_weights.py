@@ -1,4 +1,4 @@
-"""The weights of a layer's experts, wherever they lie: arrays of one layer or a window into the stack of all."""
+"""The weights of a layer's experts: arrays of one layer, or an index into the stack of all layers."""
 
 import flax.struct
 import jax

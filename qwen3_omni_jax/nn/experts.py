@@ -1,7 +1,7 @@
-"""The experts of a layer, and several forms of one computation: SwiGLU of many rows, each by its own expert.
+"""The experts of a layer in several forms of one computation: SwiGLU of many rows, each by its own expert.
 
-nn/kernels.py chooses. Rows come sorted by expert; what has no expert here (number `experts.number`)
-comes last, and its result means nothing.
+nn/kernels.py chooses the form. Rows are sorted by expert; rows without a local expert (number `experts.number`) come last, and
+their results are undefined.
 """
 
 import functools

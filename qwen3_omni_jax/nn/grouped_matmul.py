@@ -1,8 +1,8 @@
 """Grouped matmul for GPU: rows sorted by expert, each row times the matrix of its own expert. A Pallas kernel, by way of Triton.
 
-Expert matrices are read where they lie, in the stack of all layers too, in whatever dtype they are kept, int8 with its scales
-too: no layer is sliced out and nothing is widened in memory. Work is shared out by tiles of one expert's rows, so that a crowded
-expert holds up nobody and an expert without rows is not read.
+Expert matrices are read in place, also in the stack of all layers and as int8 with scales: no layer is sliced out and nothing
+is widened in memory. Work is divided by tiles of one expert's rows, so that a busy expert does not delay others and an expert
+without rows is not read.
 """
 
 import dataclasses

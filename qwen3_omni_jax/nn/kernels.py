@@ -1,4 +1,4 @@
-"""Which kernel computes attention and the experts' grouped matmuls: the one place that decides, by platform and by shape.
+"""Chooses the kernels of attention and of the experts' grouped matmuls, by platform and shape.
 
     attention  dense      plain JAX, a few blocks of queries against all keys      anywhere
                blockwise  plain JAX, running softmax over tiles                    anywhere; no matrix of all scores
@@ -13,7 +13,7 @@
 
 QWEN3_OMNI_KERNELS, as in `attention=blockwise,experts=ragged`, overrides the choice of a program wherever the named kernel can
 do the shape; an explicit `backend` or `form` argument overrides both. It is read when a program is traced.
-The defaults on GPU come from benchmarks/results/gpu.json; those on TPU have been compiled, not run: none was at hand.
+The defaults on GPU come from benchmarks/results/gpu.json; those on TPU have been compiled but not run.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Low-rank adaptation: a frozen matrix and a small change of it, which is all that is trained. It is a kind of weight.
+"""Low-rank adaptation, a kind of weight: a frozen matrix and a trainable low-rank change of it.
 
 The change is added where the weight is used, layer by layer inside the scan, so that no second copy of the model exists. Merging
 a layer costs as many operations as sending `rank` tokens through it.

@@ -1,7 +1,7 @@
-"""Dropless mixture of experts: route each token to its top experts, multiply, combine. No token is ever dropped.
+"""Mixture of experts without dropped tokens: routes each token to its top experts, multiplies and combines.
 
-One routing function; several forms of the same expert computation (nn/experts.py), which all agree with the dense form; on a
-mesh, tokens reach their experts as nn/expert_parallel.py says.
+There is one routing function and several forms of the same expert computation (nn/experts.py), which agree with the dense form.
+On a mesh, nn/expert_parallel.py sends tokens to their experts.
 """
 
 import functools

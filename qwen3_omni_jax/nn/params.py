@@ -1,4 +1,4 @@
-"""Parameter declarations: one `Param` per array says its shape, its logical axes and how it starts.
+"""Parameter declarations: one `Param` per array with its shape, logical axes and initial values.
 
 A network describes itself as a nested dict of `Param` (its *spec*). Initial values, abstract shapes, shardings and the check
 against the weight table all derive from that one description, so they cannot disagree.

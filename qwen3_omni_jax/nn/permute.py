@@ -1,6 +1,6 @@
-"""Rows sorted, and moved to other places with a backward pass that moves them back.
+"""Sorting and permuting rows, with a backward pass that is a permutation too.
 
-Left to itself, the gradient of a gather adds rows up one by one (a scatter), since it cannot know that none is used twice.
+By default the gradient of a gather is a scatter that adds rows one by one, because rows might be used twice.
 """
 
 import functools

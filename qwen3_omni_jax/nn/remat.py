@@ -1,11 +1,12 @@
-"""What the backward pass keeps of a layer, and what it computes again: memory for time, chosen by name."""
+"""Rematerialisation: what the backward pass keeps of a layer and what it computes again."""
 
 from collections.abc import Callable
 
 import jax
 
-# By name: what jax.checkpoint saves. 'full': a layer's input alone; 'dots': also the results of matmuls with parameters (not
-# those of attention scores), so that little is computed twice. 'none': everything, without jax.checkpoint.
+# By name: what jax.checkpoint saves. 'full': a layer's input alone; 'dots': also the results of matmuls with parameters, but
+# neither attention scores nor the experts' grouped matmuls, which are computed again. 'none': everything, without
+# jax.checkpoint.
 POLICIES: dict[str, Callable | None] = {
   'full': None,
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

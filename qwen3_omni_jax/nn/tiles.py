@@ -1,6 +1,6 @@
-"""What the Triton kernels of this package share: masked tiles of arrays, products of tiles, the call itself.
+"""Shared by the Triton kernels: masked tiles of arrays, products of tiles, the call.
 
-Tile sizes are powers of two, from 16, the least that tensor cores take; what sticks out of an array is masked.
+Tile sizes are powers of two from 16, the smallest that tensor cores accept; the part of a tile outside its array is masked.
 """
 
 import jax
