@@ -1,5 +1,6 @@
 """Audio: any file to 16 kHz mono samples, samples to log-mel frames, frames to a number of tokens."""
 
+import dataclasses
 import functools
 import io
 import pathlib
@@ -7,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .container import first_stream, open_container, unreadable
+from .container import check_decodable, check_one_recording, chosen_stream, open_container, unreadable
 from .source import Limits, name_of, read_bytes
+from .timeline import SLACK_S, Track, check_whole, stated_end
+from .whole import damaged_ogg, mp3_tag, stated_sound
 
 RATE_HZ = 16_000
 N_FFT = 400  # 25 ms
@@ -16,7 +19,10 @@ HOP = 160  # 10 ms per frame
 MELS = 128
 CHUNK_FRAMES = 100  # 1 s: what one convolution chunk of the encoder sees
 CHUNK_TOKENS = 13
+LOUDEST = 8.0  # of float samples: 18 dB above full scale, more than any mix; beyond it the scale is not [-1, 1]
 _STFT_BLOCK = 4096  # frames whose spectrum exists at once
+# Containers whose packets have times of their own, so that a hole may be meant. In files of sound alone it is damage.
+_TIMED = ('mov', 'matroska', 'avi', 'flv', 'mpeg', 'mpegts', 'asf', 'nut', 'mxf', 'rm')
 
 
 def audio_tokens(frames: int) -> int:
@@ -32,7 +38,8 @@ def load_audio(source: Any, limits: Limits | None = None, root: pathlib.Path | N
 
   source: a path, data: URL or bytes in any format soundfile or FFmpeg reads (also the sound track of a video); or samples: a
   (samples, rate_hz) pair, or a bare array taken to be at 16 kHz. Arrays are 'W' or 'W C' floats in [-1, 1] or integers.
-  Raises ValueError naming the source if it is empty, too long, not finite, or not audio.
+  Raises ValueError naming the source if it is empty, too long, not finite, far beyond [-1, 1], shorter than its header says, or
+  not audio.
   """
   limits = limits or Limits()
   if isinstance(source, np.ndarray) or hasattr(source, '__array__'):
@@ -60,15 +67,31 @@ def _mono(samples: Any, name: str) -> np.ndarray:
   if samples.ndim == 2 and samples.shape[1] > 64:
     raise ValueError(f'{name}: {samples.shape[1]} channels; expected samples × channels')
   if samples.dtype.kind in 'iu':
-    scale = float(2 ** (8 * samples.dtype.itemsize - 1))
-    offset = scale if samples.dtype.kind == 'u' else 0.0
-    samples = (samples.astype(np.float32) - np.float32(offset)) / np.float32(scale)
+    samples = _from_integers(samples, name)
   with np.errstate(over='ignore', invalid='ignore'):  # what float32 cannot hold becomes infinite, and is refused below
     samples = samples.astype(np.float32, copy=False)
     samples = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
   if not (finite := np.isfinite(samples)).all():
     raise ValueError(f'{name}: {np.count_nonzero(~finite)} samples are NaN or infinite')
+  if (loudest := float(np.abs(samples).max())) > LOUDEST:
+    raise ValueError(
+      f'{name}: samples as large as {loudest:.6g}; floats are expected in [-1, 1]. Were integers cast to float? Give the '
+      'integers, or divide by their scale (32768 for 16 bits)'
+    )
   return samples
+
+
+def _from_integers(samples: np.ndarray, name: str) -> np.ndarray:
+  """float32 samples in [-1, 1] of integers, whose type says the scale."""
+  scale = 2 ** (8 * samples.dtype.itemsize - 1)
+  offset = scale if samples.dtype.kind == 'u' else 0
+  loudest = max(int(samples.max()) - offset, offset - int(samples.min()))
+  if samples.dtype.itemsize > 2 and 0 < loudest < scale >> 15:
+    raise ValueError(
+      f'{name}: {samples.dtype} samples, none larger than {loudest}: on the scale of that type nearly silence. Give them in the '
+      'type they were recorded in (int16?)'
+    )
+  return (samples.astype(np.float32) - np.float32(offset)) / np.float32(scale)
 
 
 def _to_16k(samples: np.ndarray, rate_hz: float, name: str, limits: Limits) -> np.ndarray:
@@ -122,56 +145,128 @@ class _Blocks:
       self.blocks.append(block.mean(axis=1, dtype=np.float32))
     self.samples += len(block)
 
-  def joined(self) -> tuple[np.ndarray, float]:
+  def add_silence(self, samples: int) -> None:
+    self.check(self.samples + samples, 1)
+    self.blocks.append(np.zeros(samples, np.float32))
+    self.samples += samples
+
+  def joined(self) -> np.ndarray:
     if not self.samples:
       raise ValueError(f'{self.name}: no audio samples')
-    return np.concatenate(self.blocks), self.rate_hz
+    return np.concatenate(self.blocks)
 
 
 def _decode(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float]:
-  """(mono samples, rate) through soundfile, or through FFmpeg for what soundfile does not read."""
+  """(mono samples, rate) through soundfile, or through FFmpeg for what soundfile does not read, or not to its end."""
+  check_one_recording(data, name)
+  found = _through_soundfile(data, name, limits)
+  if found is None:
+    track = decode_track(data, name, limits)
+    if track is None:
+      raise ValueError(f'{name}: no audio in it')
+    found = track.samples, track.rate_hz
+  if sound := stated_sound(data):
+    stated, there = sound
+    seconds = len(found[0]) / found[1]
+    check_whole(seconds * stated / max(there, 1), seconds, name, limits)
+  return found
+
+
+def _through_soundfile(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float] | None:
+  """(mono samples, rate), or None if the file is not for soundfile. Raises ValueError if it breaks off before its stated end:
+  FFmpeg would go on with noise, or at the wrong place."""
   import soundfile
 
+  failed = (soundfile.SoundFileError, RuntimeError, TypeError, OverflowError, MemoryError)
   try:
-    with soundfile.SoundFile(_Bytes(data)) as file:
-      blocks = _Blocks(name, file.samplerate, limits)
-      # libsndfile says 2^63 - 1 where a header leaves the length open; then only the data can tell.
-      blocks.check(file.frames if file.frames < 2**62 else 0, file.channels)
-      while len(block := file.read(2**20 // file.channels, dtype='float32', always_2d=True)):
+    file = soundfile.SoundFile(_Bytes(data))
+  except failed:
+    return None
+  with file:
+    if file.format == 'MP3' and mp3_tag(data) is None:
+      return None  # it would stop at a length guessed from the first frame's bit rate
+    blocks = _Blocks(name, file.samplerate, limits)
+    # libsndfile says 2^63 - 1 where a header leaves the length open; then only the data can tell.
+    stated = file.frames if file.frames < 2**62 else 0
+    blocks.check(stated, file.channels)
+    asked = 2**16 // file.channels
+    whole = file.format != 'OGG' or damaged_ogg(data) is None  # over a lost page the decoder leaps, and repeats the end
+    try:
+      while whole and len(block := file.read(asked, dtype='float32', always_2d=True)):
         blocks.add(block)
-      return blocks.joined()
-  except (soundfile.SoundFileError, RuntimeError, TypeError, OverflowError, MemoryError):
-    pass  # not a format of soundfile, or damaged: FFmpeg reads it or says what is wrong
-  track = decode_track(data, name, limits)
-  if track is None:
-    raise ValueError(f'{name}: no audio in it')
-  return track
+        whole = len(block) == asked or stated - blocks.samples < SLACK_S * file.samplerate
+    except failed:
+      whole = False
+    if not whole and stated and limits.missing_s < np.inf:
+      raise ValueError(
+        f'{name}: damaged or truncated: its header says {stated / file.samplerate:.2f} s, after '
+        f'{blocks.samples / file.samplerate:.2f} s it cannot be read on. Get the whole file, or encode what is there anew'
+      )
+    return (blocks.joined(), blocks.rate_hz) if whole and blocks.samples else None
 
 
-def decode_track(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float] | None:
-  """(mono samples, rate) of the first audio track, through FFmpeg; None if there is no track."""
+@dataclasses.dataclass(frozen=True)
+class SoundTrack:
+  """Mono float32 samples of a container's sound, holes filled with silence. late_s: how long after the pictures it begins."""
+
+  samples: np.ndarray
+  rate_hz: float
+  late_s: float = 0.0
+
+
+def decode_track(data: bytes, name: str, limits: Limits) -> SoundTrack | None:
+  """The sound of a container through FFmpeg; None if it has none. See media.timeline for what counts, and when it is heard."""
   import av
 
   with open_container(data, name, 'audio') as container:
-    stream = first_stream(container, 'audio', name)
+    stream, picture = (chosen_stream(container, kind) for kind in ('audio', 'video'))
     if stream is None:
       return None
+    check_decodable(stream, name)
     # Only the sample format is converted: FFmpeg's own way to mono weights channels (two equal ones get 1.41 times louder).
     resampler = av.AudioResampler(format='fltp')
     blocks = _Blocks(name, stream.codec_context.sample_rate or RATE_HZ, limits)
+    tracks = {s.index: Track(s, name) for s in container.streams}
+    sound, start, lost = tracks[stream.index], None, 0
     try:
-      for frame in container.decode(stream):
-        if not blocks.samples:
-          blocks.rate_hz = frame.sample_rate
-        for part in resampler.resample(frame):
-          blocks.add(part.to_ndarray().T)
+      for packet in container.demux():
+        tracks[packet.stream_index].see(packet)
+        for frame in packet.decode() if packet.stream_index == stream.index else ():
+          if start is None:
+            blocks.rate_hz = frame.sample_rate
+            start = 0.0 if frame.time is None else frame.time
+          hole = 0 if frame.time is None else round((frame.time - start) * blocks.rate_hz) - blocks.samples
+          if hole > SLACK_S * blocks.rate_hz:
+            blocks.add_silence(hole)
+            lost += hole
+          for part in resampler.resample(frame):
+            blocks.add(part.to_ndarray().T)
       for part in resampler.resample(None) if blocks.samples else ():
         blocks.add(part.to_ndarray().T)
     except (av.FFmpegError, ValueError, OSError, MemoryError) as e:
       if str(e).startswith(name):
         raise
-      raise unreadable(name, 'audio', e) from e
-  return blocks.joined()
+      raise unreadable(name, f'audio: broken after {blocks.samples / blocks.rate_hz:.2f} s', e) from e
+    if not sound.packets and picture is not None:
+      return None  # declared and never used
+    end = (start or 0.0) + blocks.samples / blocks.rate_hz
+    if container.format.name.split(',')[0] not in _TIMED:
+      end -= lost / blocks.rate_hz
+    check_whole(sound.end_s if sound.timed else None, end, name, limits)
+    stated, own = stated_end(container, stream, data)
+    check_whole(stated, end if own else max(track.end_s for track in tracks.values()), name, limits)
+    shown = None if picture is None else tracks[picture.index].start_s
+  late = 0.0 if shown is None or start is None or start - shown < SLACK_S else start - shown
+  return SoundTrack(blocks.joined(), blocks.rate_hz, late)
+
+
+def track_samples(track: SoundTrack, name: str, limits: Limits) -> np.ndarray:
+  """A track at 16 kHz, silence before it where it begins later than the pictures."""
+  silence = round(track.late_s * RATE_HZ)
+  if silence + len(track.samples) / track.rate_hz * RATE_HZ > limits.audio_s * RATE_HZ:
+    raise ValueError(f'{name}: its sound ends {track.late_s:.0f} s late; the limit is {limits.audio_s:.0f} s of audio')
+  samples = _to_16k(_mono(track.samples, name), track.rate_hz, name, limits)
+  return np.pad(samples, (silence, 0))
 
 
 @functools.cache

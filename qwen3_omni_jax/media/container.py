@@ -8,6 +8,9 @@ medium can never make the reader open a file or an address its sender names.
 import io
 from typing import Any
 
+from .content import content_of
+from .whole import second_recording
+
 # Names of FFmpeg demuxers. A container outside this list is an error that says so.
 FORMATS = (
   'mov',
@@ -57,6 +60,7 @@ def open_container(data: bytes, name: str, kind: str) -> Any:
   """The open PyAV container of `data`. kind: what was expected of it, for the error ('a video', 'audio')."""
   import av
 
+  check_one_recording(data, name)
   # Errors come as exceptions, so the log is off, and off means None: with any other level PyAV hands errors of the decoder's
   # threads to Python, and closing a damaged H.264 file then waits for ever (a thread waits for Python, Python for the thread).
   av.logging.set_level(None)
@@ -64,20 +68,33 @@ def open_container(data: bytes, name: str, kind: str) -> Any:
   try:
     return av.open(io.BytesIO(data), options=options)
   except (av.FFmpegError, ValueError, OSError, MemoryError) as e:
-    raise unreadable(name, kind, e) from e
+    raise unreadable(name, kind, e, data) from e
 
 
-def first_stream(container: Any, kind: str, name: str) -> Any | None:
-  """The first stream of a kind ('audio', 'video'), None if there is none. One that cannot be decoded is an error."""
-  streams = getattr(container.streams, kind)
-  if not streams:
-    return None
-  if streams[0].codec_context is None:
-    raise ValueError(f'{name}: its {kind} is in an encoding that FFmpeg here cannot decode; convert it')
-  return streams[0]
+def check_one_recording(data: bytes, name: str) -> None:
+  """Raises ValueError if a file goes on with a second recording, which no decoder would read."""
+  if at := second_recording(data):
+    raise ValueError(f'{name}: a second recording begins at byte {at}; split the file, or encode both as one')
 
 
-def unreadable(name: str, kind: str, error: BaseException) -> ValueError:
-  """What to raise when FFmpeg gives up. (PyAV adds a nameless '<none>' to its messages.)"""
+def chosen_stream(container: Any, kind: str) -> Any | None:
+  """The stream of a kind ('audio', 'video') that counts: the first that is marked as default, else the first; None without any.
+
+  Cover pictures, which FFmpeg takes for videos of one frame, are not video.
+  """
+  streams = [s for s in getattr(container.streams, kind) if not s.disposition & s.disposition.attached_pic]
+  return next((s for s in streams if s.disposition & s.disposition.default), streams[0] if streams else None)
+
+
+def check_decodable(stream: Any, name: str) -> None:
+  if stream.codec_context is None:
+    raise ValueError(f'{name}: its {stream.type} is in an encoding that FFmpeg here cannot decode; convert it')
+
+
+def unreadable(name: str, kind: str, error: BaseException, data: bytes = b'') -> ValueError:
+  """What to raise when FFmpeg gives up. data: of a file that was not even opened."""
+  # PyAV adds a nameless '<none>' to its messages.
   reason = str(error).split(": '<none>'")[0]
-  return ValueError(f'{name}: not readable as {kind} ({reason[:200]})')
+  content = content_of(data) if data else ''
+  said = f'; its content is {content}' if content else ''
+  return ValueError(f'{name}: not readable as {kind} ({reason[:200]}){said}')

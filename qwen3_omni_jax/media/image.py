@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .content import content_of
 from .resample import resize
 from .source import Limits, name_of, read_bytes
 
@@ -119,9 +120,10 @@ class ImageSettings:
 def load_image(source: Any, limits: Limits | None = None, root: pathlib.Path | None = None) -> np.ndarray:
   """uint8 'H W 3' pixels, upright.
 
-  source: a path, data: URL, bytes, a Pillow image, or a uint8 array 'H W 3'. The EXIF orientation is applied and transparency
-  dropped, as the reference's loader does; of an animation the first picture counts. Departure: 16-bit grey is scaled to 8 bits
-  (the reference clips nearly all of it to white). Too many pixels are refused before they are decoded.
+  source: a path, data: URL, bytes, a Pillow image, or a uint8 array 'H W 3'. The EXIF orientation is applied, as the reference's
+  loader does; of an animation the first picture counts. Departures: what is transparent lies on white, as in the published
+  utilities (the reference shows the hidden colour); 16-bit grey is scaled to 8 bits (the reference clips nearly all of it to
+  white). Too many pixels are refused before they are decoded.
   """
   from PIL import Image, ImageOps
 
@@ -157,7 +159,9 @@ def load_image(source: Any, limits: Limits | None = None, root: pathlib.Path | N
   ) as e:
     if isinstance(e, ValueError) and str(e).startswith(name):
       raise
-    raise ValueError(f'{name}: not readable as an image ({type(e).__name__}: {_reason(e)})') from e
+    content = '' if data is None else content_of(data)
+    said = f'; its content is {content}' if content else ''
+    raise ValueError(f'{name}: not readable as an image ({type(e).__name__}: {_reason(e)}){said}') from e
 
 
 def _open(data: bytes) -> Any:
@@ -168,12 +172,27 @@ def _open(data: bytes) -> Any:
 
 
 def _rgb(image: Any, encoding: str | None, name: str) -> np.ndarray:
-  if image.mode.startswith('I;16') or (image.mode == 'I' and encoding == 'PNG'):  # 16 bits
-    grey = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
+  if image.mode.startswith('I;16') or (image.mode == 'I' and encoding in ('PNG', 'PPM')):  # 16 bits
+    values = np.asarray(image).astype(np.int32)
+    grey = (values >> 8).astype(np.uint8)
+    clear = image.info.get('transparency')  # one grey of the 65,536 stands for nothing
+    if isinstance(clear, int):
+      grey[values == clear] = 255
     return np.repeat(grey[..., None], 3, axis=-1)
   if image.mode in ('I', 'F'):
     raise ValueError(f'{name}: 32-bit pixels of no known range; convert them to 8 bits')
+  if image.has_transparency_data:
+    image = image.convert('LA') if image.mode == 'La' else image  # premultiplied
+    return on_white(np.array(image.convert('RGBA')))
   return np.array(image.convert('RGB'))
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+  """uint8 'H W 3' of uint8 'H W 4' with alpha, laid on white. To the bit what Pillow's paste makes of it, and so the published
+  utilities."""
+  alpha = pixels[..., 3:].astype(np.int32)
+  mixed = pixels[..., :3] * alpha + 255 * (255 - alpha) + 128
+  return (((mixed >> 8) + mixed) >> 8).astype(np.uint8)
 
 
 def _reason(error: BaseException) -> str:

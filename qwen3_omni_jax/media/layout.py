@@ -16,11 +16,13 @@ from ..config import ThinkerConfig
 
 @dataclasses.dataclass(frozen=True)
 class VideoSpan:
-  """A video in the prompt. grid: patches (t, rows, columns). audio_tokens: of its own sound, None if it is not heard."""
+  """A video in the prompt. grid: patches (t, rows, columns). audio_tokens: of its own sound, None if it is not heard. late_s: how
+  long after its sound the pictures begin."""
 
   grid: tuple[int, int, int]
   seconds_per_grid: float
   audio_tokens: int | None = None
+  late_s: float = 0.0
 
 
 def lay_out(
@@ -55,7 +57,7 @@ def lay_out(
       put(np.full(block.shape[1], token), block + at)
     elif token == cfg.video_token_id:
       video = next(video_queue)
-      block = _visual_block(video.grid, video.seconds_per_grid, cfg)
+      block = _visual_block(video.grid, video.seconds_per_grid, cfg, video.late_s)
       if video.audio_tokens is None:
         put(np.full(block.shape[1], token), block + at)
       else:
@@ -87,11 +89,11 @@ def _sequence(number: int) -> np.ndarray:
   return np.broadcast_to(np.arange(number, dtype=np.float32), (3, number))
 
 
-def _visual_block(grid: tuple[int, int, int], seconds_per_grid: float, cfg: ThinkerConfig) -> np.ndarray:
+def _visual_block(grid: tuple[int, int, int], seconds_per_grid: float, cfg: ThinkerConfig, late_s: float = 0.0) -> np.ndarray:
   """Positions of a picture's or video's tokens relative to its start, frame by frame, row by row; '3 P'."""
   t, h, w = grid[0], grid[1] // cfg.vision.spatial_merge_size, grid[2] // cfg.vision.spatial_merge_size
   clock = np.arange(t, dtype=np.float32) * np.float32(seconds_per_grid) * np.float32(cfg.position_id_per_seconds)
-  time = np.repeat(clock, h * w)
+  time = np.repeat(clock + np.float32(late_s * cfg.position_id_per_seconds), h * w)
   row, col = np.divmod(np.tile(np.arange(h * w), t), w)
   return np.stack([time, row.astype(np.float32), col.astype(np.float32)]).astype(np.float32)
 
@@ -104,7 +106,8 @@ def _merge_by_time(
   The text after it starts from the largest position of whichever of the two goes on last, as in the reference.
   """
   per_grid = video_block.shape[1] // video.grid[0]
-  video_time = np.repeat(np.arange(video.grid[0]) * video.seconds_per_grid * cfg.position_id_per_seconds, per_grid)
+  clock = np.arange(video.grid[0]) * video.seconds_per_grid + video.late_s
+  video_time = np.repeat(clock * cfg.position_id_per_seconds, per_grid)
   audio_time = np.arange(audio_block.shape[1], dtype=np.float64)
   time = np.concatenate([video_time, audio_time])
   is_audio = np.arange(len(time)) >= len(video_time)

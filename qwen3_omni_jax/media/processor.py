@@ -36,7 +36,7 @@ class _Prepared:
     self.waves: list[np.ndarray] = []  # clips and heard sound tracks, in reading order
     self.clips: list[int] = []  # index into waves of each audio item
     self.images: list[Visual] = []
-    self.videos: list[tuple[Visual, float, int | None]] = []  # (video, seconds per grid, index into waves)
+    self.videos: list[tuple[Visual, float, float, int | None]] = []  # (video, seconds per grid and late, index into waves)
     self.visuals: list[Visual] = []
 
 
@@ -109,8 +109,9 @@ class Processor:
     """ModelInputs of each conversation.
 
     audio_in_video: hear the sound of videos (a silent one is then just a video). tools, enable_thinking: for the chat
-    template. reference_exact: pad all sounds of the call together and keep the asked fps when a frame limit binds, as the
-    reference does; otherwise no conversation depends on another. Raises ValueError naming what is wrong and where.
+    template. reference_exact: pad all sounds of the call together, keep the asked fps when a frame limit binds, and begin
+    pictures with their sound, as the reference does; otherwise no conversation depends on another. Raises ValueError naming what
+    is wrong and where.
     """
     variables = {'add_generation_prompt': add_generation_prompt}
     if tools is not None:
@@ -184,14 +185,18 @@ class Processor:
       if hear if item.audio_in_video is None else item.audio_in_video:
         wave = video_audio(item.source, self.limits, self.media_root)
       clock = clip.fps if reference_exact else clip.sampled_fps
-      row.videos.append((video, self.images.temporal_patch / clock, None if wave is None else len(row.waves)))
+      late_s = 0.0 if wave is None or reference_exact else clip.late_s
+      row.videos.append((video, self.images.temporal_patch / clock, late_s, None if wave is None else len(row.waves)))
       row.visuals.append(video)
       if wave is not None:
         row.waves.append(wave)
 
   def _assemble(self, row: _Prepared, sounds: list[Audio]) -> ModelInputs:
     tokens = [audio_tokens(len(sound.mel)) for sound in sounds]
-    videos = [VideoSpan(video.grid, seconds, None if wave is None else tokens[wave]) for video, seconds, wave in row.videos]
+    videos = [
+      VideoSpan(video.grid, seconds, None if wave is None else tokens[wave], late_s)
+      for video, seconds, late_s, wave in row.videos
+    ]
     ids, positions = lay_out(
       row.prompt_ids, [tokens[i] for i in row.clips], [image.grid for image in row.images], videos, self.cfg.thinker
     )

@@ -22,6 +22,7 @@ class Limits:
   video_pixels: int = 8192 * 8192  # of one frame
   video_source_frames: int = 4_000_000  # looked at while sampling
   video_kept_bytes: int = 8 * 2**30  # of all sampled frames together
+  missing_s: float = 0.25  # what a header may promise beyond what is there; inf takes a cut recording as it is
 
 
 def name_of(source: Any) -> str:

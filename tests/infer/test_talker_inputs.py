@@ -93,7 +93,7 @@ class Conversation:
       torch.ones_like(ids),
       in_video,
       optional(self.frames),
-      torch.full((len(self.videos),), seconds_per_grid),
+      torch.as_tensor(np.full(len(self.videos), seconds_per_grid, np.float32)),  # one for all videos, or one each
     )
     return positions[:, 0].numpy()
 

@@ -100,6 +100,34 @@ def test_arrays_are_taken_with_their_rate():
   np.testing.assert_allclose(load_audio(np.stack([wave, np.zeros_like(wave)], 1)), wave / 2, atol=1e-7)
 
 
+def test_samples_on_another_scale_are_refused():
+  """Floats are in [-1, 1]: beyond what any mix reaches they were something else, and the mel floor would hide it."""
+  wave = tone(1.0, 16_000)
+  for scale in (128, 32_768, 2.0**31):
+    for cast in (np.float16, np.float32, np.float64) if scale < 1e4 else (np.float32, np.float64):
+      with pytest.raises(ValueError, match=r'floats are expected in \[-1, 1\].*divide by their scale'):
+        load_audio((wave * scale).astype(cast))
+    for kind, subtype in (('WAV', 'FLOAT'), ('WAV', 'DOUBLE'), ('AIFF', 'FLOAT'), ('CAF', 'FLOAT')):
+      with pytest.raises(ValueError, match='floats are expected in'):
+        load_audio(encoded(wave * scale, 16_000, kind, subtype))
+  for peak in (1.0, 1.5, 4.0):  # a hot mix is none of this
+    loud = wave / 0.4 * peak
+    np.testing.assert_array_equal(load_audio(loud), loud)
+    np.testing.assert_array_equal(load_audio(encoded(loud, 16_000, 'WAV', 'FLOAT')), loud)
+
+
+def test_integers_in_a_wider_type_are_refused():
+  """numpy makes int64 of a list of 16-bit samples: on that type's scale they are silence."""
+  wave = np.round(tone(1.0, 16_000) * 32_767)
+  for wide in (np.int32, np.int64):
+    with pytest.raises(ValueError, match=rf'{np.dtype(wide)} samples, none larger than 13107: .* nearly silence.*int16'):
+      load_audio(wave.astype(wide))
+    assert not load_audio(np.zeros(1600, wide)).any()  # real silence is fine
+  scaled = wave.astype(np.int32) << 16
+  np.testing.assert_allclose(load_audio(scaled), load_audio(wave.astype(np.int16)), atol=1e-7)
+  np.testing.assert_allclose(load_audio(scaled.astype(np.int64) << 32), load_audio(scaled), atol=1e-7)
+
+
 @pytest.mark.parametrize(
   'source, message',
   [

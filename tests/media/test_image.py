@@ -67,9 +67,6 @@ def test_every_pixel_layout_becomes_rgb():
     want = np.array(converted.convert('RGB'))
     np.testing.assert_array_equal(load_image(converted), want)
     np.testing.assert_array_equal(load_image(encoded(converted, 'TIFF')), want)
-  clear = image.convert('RGBA')
-  clear.putalpha(0)
-  np.testing.assert_array_equal(load_image(encoded(clear)), picture)  # transparency is dropped, not painted
 
 
 def test_16_bit_grey_is_scaled_and_unknown_ranges_are_refused():

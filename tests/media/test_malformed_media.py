@@ -114,7 +114,7 @@ def verdicts(samples, tmp_path_factory) -> dict[str, dict]:
   folder = tmp_path_factory.mktemp('malformed')
   rng = random.Random(0)
   bases = {
-    'wav': (samples['audio'].read_bytes()[:40_000], (8, 20, 8)),
+    'wav': (wav(bytes(range(250)) * 160, riff=40_036, data=40_000), (8, 20, 8)),
     'png': (samples['image'].read_bytes(), (15, 40, 15)),
     'mp4': (samples['video'].read_bytes(), (15, 50, 20)),
   } | {kind: (data, (8, 20, 8)) for kind, data in compressed_sounds(folder).items()}
@@ -150,7 +150,7 @@ from qwen3_omni_jax.media.audio import load_audio
 from qwen3_omni_jax.media.image import load_image
 from qwen3_omni_jax.media.video import load_video, video_audio
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
-  start = time.monotonic()
+  start = time.process_time()
   row = {'name': path.name}
   try:
     if path.suffix in ('.png', '.ppm', '.bmp', '.gif'):
@@ -166,7 +166,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
       row['shape'] = load_audio(path).shape
   except ValueError as e:
     row['error'] = str(e)
-  print(json.dumps(row | {'seconds': time.monotonic() - start}), flush=True)
+  print(json.dumps(row | {'seconds': time.process_time() - start}), flush=True)
 peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))  # ru_maxrss is inherited
 print(json.dumps({'name': 'the process', 'peak_mb': int(peak.split()[1]) / 1024}))
 """
@@ -194,16 +194,17 @@ def test_no_file_takes_time_or_memory(verdicts):
 
 
 def test_lies_and_noise_are_always_found(verdicts):
-  """These can not be harmless. (A wav or flac that promises more than it holds may be read as far as it goes.)"""
+  """These can not be harmless. (A wav whose header leaves the length open is read as far as it goes.)"""
   harmless = {name: row for name, row in verdicts.items() if 'error' not in row}
   never = [n for n in lies() if n not in ('wav_4gb.wav', 'wav_2gb.wav', 'wav_rate_1.wav')]
   never += ['noise_only.wav', 'noise_only.png', 'noise_only.mp4', 'noise_only.flac', 'cut0.png', 'cut0.mp4', 'cut7.png']
+  never += [f'cut{i}.{kind}' for kind in ('wav', 'flac', 'mp3') for i in range(1, 7)]
   assert not {n: harmless[n] for n in never if n in harmless}
 
 
 def test_damage_was_of_both_kinds(verdicts):
   """The variants are not all hopeless and not all harmless: otherwise this file would test one path only."""
-  for kind in ('wav', 'mp4', 'flac', 'mp3'):  # a PNG has checksums: nearly every change of it is found
+  for kind in ('wav', 'mp4', 'mp3'):  # a PNG or FLAC has checksums: nearly every change of it is found
     rows = [row for name, row in verdicts.items() if name.endswith(f'.{kind}') and name.startswith(('flip', 'noise', 'cut'))]
     assert 3 < sum('error' in row for row in rows) < len(rows) - 3, kind
 

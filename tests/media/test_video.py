@@ -198,4 +198,4 @@ def test_clips_and_samples_are_the_same_every_time(samples, tmp_path):
 
 def test_a_clip_is_a_plain_record(samples):
   clip = load_video(pathlib.Path(samples['video']), fps=2)
-  assert [f.name for f in dataclasses.fields(clip)] == ['frames', 'fps', 'sampled_fps', 'duration_s', 'has_audio']
+  assert [f.name for f in dataclasses.fields(clip)] == ['frames', 'fps', 'sampled_fps', 'duration_s', 'has_audio', 'late_s']
