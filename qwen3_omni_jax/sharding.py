@@ -142,7 +142,7 @@ def param_shardings(spec: Mapping[str, Any], mesh: Mesh) -> Any:
   Raises ValueError listing every dimension that the mesh does not divide.
   """
   indivisible: list[str] = []
-  enough: dict[str, int] = {}  # by mesh axis, the largest size that divides them all
+  fitting: dict[str, int] = {}  # by mesh axis, the largest size that divides them all
 
   def walk(node, path: str):
     if not isinstance(node, Mapping):
@@ -150,13 +150,13 @@ def param_shardings(spec: Mapping[str, Any], mesh: Mesh) -> Any:
       for name, size, axis in zip(node.axes, node.shape, cut, strict=True):
         if axis is not None and size % mesh.shape[axis]:
           indivisible.append(f'{path}: {name} {size} over {axis}={mesh.shape[axis]}')
-          enough[axis] = math.gcd(enough.get(axis, mesh.shape[axis]), size)
+          fitting[axis] = math.gcd(fitting.get(axis, mesh.shape[axis]), size)
       return NamedSharding(mesh, cut)
     return {name: walk(child, f'{path}/{name}' if path else name) for name, child in node.items()}
 
   tree = walk(spec, '')
   if indivisible:
-    fix = ','.join(f'{axis}={size}' for axis, size in enough.items())
+    fix = ','.join(f'{axis}={size}' for axis, size in fitting.items())
     raise ValueError(
       f'{len(indivisible)} dimensions cannot be cut evenly; choose a mesh whose axes divide them, as {fix} does:\n  '
       + '\n  '.join(indivisible)

@@ -93,15 +93,15 @@ def advice(cfg, job, topology, needed: int) -> list[str]:
     tries += [(f'--strategy {name}', {'strategy': name}) for name in ('pod', 'fsdp') if name != job.strategy]
   else:
     tries += [(f'--strategy {name}', {'strategy': name}) for name in ('serve', 'expert', 'pod') if name != job.strategy]
-  for name, value in (('batch', job.batch), ('length', job.length)):  # the largest that is enough
+  for name, value in (('batch', job.batch), ('length', job.length)):  # the largest that fits
     tries += [(f'--{name} {value >> n}', {name: value >> n}) for n in range(1, 12) if value % (1 << n) == 0 and value >> n >= 16]
-  now, enough = total(job), {}
+  now, fitting = total(job), {}
   gib = lambda n: f'{n / 2**30:.1f} GiB'
   for flag, change in tries:
     name = flag if 'strategy' in change else flag.split()[0]
-    saved = now - total(dataclasses.replace(job, **change)) if name not in enough else 0
-    if name not in enough and needed - saved <= limit:
-      enough[name] = f'{flag} (saves about {gib(saved)} a device)'
+    saved = now - total(dataclasses.replace(job, **change)) if name not in fitting else 0
+    if name not in fitting and needed - saved <= limit:
+      fitting[name] = f'{flag} (saves about {gib(saved)} a device)'
   more = 1 << max(0, math.ceil(math.log2(needed / limit * topology.devices)))
   devices = f'a larger topology: about {more} devices of {topology.accelerator.name}, or devices with more than {gib(limit)}'
-  return [*enough.values(), devices]
+  return [*fitting.values(), devices]

@@ -32,23 +32,23 @@ def attention(
   window: int | None = None,
   backend: str | None = None,
 ) -> Float[Array, 'B T N H']:
-  """softmax(q k^T / sqrt(H)) v over the tokens each query may see; N/K query heads share a key-value head.
+  """softmax(q k^T / sqrt(H)) v over the tokens that each query attends to; N/K query heads share a key-value head.
 
-  A query sees keys of its own non-zero segment; with `causal` only those with k_index <= q_index; with `window` only those
-  with q_index - k_index < window. Indices default to 0, 1, 2, …  Scores and softmax are float32. A query that sees
-  nothing (padding) gives zeros. backend: of kernels.ATTENTION; None: the best for platform and shape.
+  A query attends to keys of its own non-zero segment; with `causal` only those with k_index <= q_index; with `window` only those
+  with q_index - k_index < window. Indices default to 0, 1, 2, …  Scores and softmax are float32. A query with all
+  keys masked (padding) gives zeros. backend: of kernels.ATTENTION; None: the best for platform and shape.
   """
   B, T, S = *q.shape[:2], k.shape[1]
-  aligned = causal and q_index is None and k_index is None  # query t sees no key beyond t
+  aligned = causal and q_index is None and k_index is None  # query t attends to no key beyond t
   if q_index is None:
     q_index = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
   if k_index is None:
     k_index = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
   mesh = current_mesh()
-  rows, length = ((), None) if mesh is None else _cut(B, T, mesh, causal)
+  rows, length = ((), None) if mesh is None else _mesh_axes(B, T, mesh, causal)
   cuts = 1 if mesh is None or length is None else mesh.shape[length]
   plain = window is None and (aligned or not causal)
-  backend = attention_kernel(q, k, plain_mask=plain, causal=causal, cuts=cuts, wanted=backend)
+  backend = attention_kernel(q, k, plain_mask=plain, causal=causal, cuts=cuts, requested=backend)
   attend = functools.partial(_attend, causal=causal, window=window, backend=backend)
   kernel_of = lambda heads: splash_kernel(heads, T, S, causal, cuts) if backend == 'splash' else None
   if mesh is None:
@@ -60,23 +60,23 @@ def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window:
   """On one device. kernel: splash's own. aligned: see _dense."""
   B, T, N, H = q.shape
   K = k.shape[2]
-  sees = functools.partial(_sees, causal=causal, window=window)
+  mask_fn = functools.partial(_mask, causal=causal, window=window)
   q = q * jnp.asarray(H**-0.5, q.dtype)
   if backend == 'splash':
     return splash_attention(kernel, q, k, v, query[0], key[0])
   groups = lambda q: q.reshape(B, T, K, N // K, H)
-  masked = lambda q, k, v: cudnn_attention(q, k, v, sees(query, key))
-  in_blocks = lambda q, k, v: blockwise(sees, groups(q), k, v, query, key).reshape(B, T, N, H)
+  masked = lambda q, k, v: cudnn_attention(q, k, v, mask_fn(query, key))
+  in_blocks = lambda q, k, v: blockwise(mask_fn, groups(q), k, v, query, key).reshape(B, T, N, H)
   if backend == 'cudnn' and aligned and window is None and T == k.shape[1]:
     return cudnn_causal(q, k, v, query[0], masked if T * T <= CUDNN_SCORES else in_blocks)
   if backend == 'cudnn':
     return masked(q, k, v)
   if backend == 'dense':
-    return _dense(groups(q), k, v, query, key, sees, aligned).reshape(B, T, N, H)
+    return _dense(groups(q), k, v, query, key, mask_fn, aligned).reshape(B, T, N, H)
   return in_blocks(q, k, v)
 
 
-def _cut(B: int, T: int, mesh, causal: bool):
+def _mesh_axes(B: int, T: int, mesh, causal: bool):
   """Mesh axes for rows and for length. What an encoder takes is many short rows: they are shared out over all axes."""
   rows = batch_axes(B, mesh) if causal else item_axes(B, mesh)
   return rows, None if 'context' in rows else length_axis(T, mesh)
@@ -113,7 +113,7 @@ def _on_mesh(attend, kernel_of, mesh, rows, length, q, k, v, query, key, aligned
   return run(q, k, v, query, key, kernel)
 
 
-def _sees(query, key, *, causal: bool, window: int | None) -> Bool[Array, 'B T S']:
+def _mask(query, key, *, causal: bool, window: int | None) -> Bool[Array, 'B T S']:
   (q_segment, q_index), (k_segment, k_index) = query, key
   mask = (q_segment[:, :, None] == k_segment[:, None, :]) & (q_segment[:, :, None] != 0)
   distance = q_index[:, :, None] - k_index[:, None, :]
@@ -127,7 +127,7 @@ def _sees(query, key, *, causal: bool, window: int | None) -> Bool[Array, 'B T S
 _LOWEST = -1e30  # finite, so that a fully masked block gives exp(0) * 0 weights and never NaN
 
 
-def _dense(q, k, v, query, key, sees, aligned: bool):
+def _dense(q, k, v, query, key, mask_fn, aligned: bool):
   """A few blocks of queries, each against all keys, or with `aligned` against those up to its own end."""
   T = q.shape[1]
   size = max(QUERY_BLOCK, -(-T // 8))
@@ -135,8 +135,8 @@ def _dense(q, k, v, query, key, sees, aligned: bool):
   for start in range(0, T, size):
     rows = slice(start, start + size)
     keys = slice(0, start + size if aligned else None)
-    who, whom = [x[:, rows] for x in query], [x[:, keys] for x in key]
-    blocks.append(_dense_block(q[:, rows], k[:, keys], v[:, keys], sees(who, whom)))
+    q_ids, k_ids = [x[:, rows] for x in query], [x[:, keys] for x in key]
+    blocks.append(_dense_block(q[:, rows], k[:, keys], v[:, keys], mask_fn(q_ids, k_ids)))
   return jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
 
 

@@ -63,7 +63,7 @@ def splash_attention(
   pad = lambda x: jnp.pad(x, [(0, 0), (0, -x.shape[1] % LANES)] + [(0, 0)] * (x.ndim - 2))
   q, k, v, q_segment, k_segment = map(pad, (q, k, v, q_segment, k_segment))
   heads_first = lambda x: jnp.einsum('BTNH->BNTH', x)
-  run = jax.vmap(lambda q, k, v, who, whom: kernel(q, k, v, segment_ids=splash.SegmentIds(who, whom)))
+  run = jax.vmap(lambda q, k, v, q_ids, k_ids: kernel(q, k, v, segment_ids=splash.SegmentIds(q_ids, k_ids)))
   out = run(*map(heads_first, (q, k, v)), q_segment, k_segment)
   # To the kernel, padding is a segment like any other.
   return jnp.where(q_segment[..., None, None] != 0, heads_first(out), 0)[:, :T]

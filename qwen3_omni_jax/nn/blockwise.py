@@ -14,21 +14,21 @@ _LOWEST = -1e30  # finite, so that a fully masked block gives exp(0) * 0 weights
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def blockwise(sees, q, k, v, query, key):
-  """q 'B T K G H' (scaled), k and v 'B S K H'. query, key: who sees and is seen (nn.attention); sees(query, key): the mask."""
-  return _forward(sees, q, k, v, query, key)[0]
+def blockwise(mask_fn, q, k, v, query, key):
+  """q 'B T K G H' (scaled), k and v 'B S K H'. query, key: (segment, index), see nn.attention; mask_fn(query, key): the mask."""
+  return _forward(mask_fn, q, k, v, query, key)[0]
 
 
-def _forward(sees, q, k, v, query, key):
+def _forward(mask_fn, q, k, v, query, key):
   """(result, logarithm of the denominators)"""
   keys = _blocks((k, v, key))
 
   def one_query_block(_, block):
-    q_block, who = block
+    q_block, q_ids = block
 
     def add_key_block(carry, key_block):
-      k_block, v_block, whom = key_block
-      mask = sees(who, whom)
+      k_block, v_block, k_ids = key_block
+      mask = mask_fn(q_ids, k_ids)
 
       def visible(carry):
         top, total, out = carry
@@ -52,19 +52,19 @@ def _forward(sees, q, k, v, query, key):
   return out, (q, k, v, query, key, out, log_total)
 
 
-def _backward(sees, kept, dout):
-  q, k, v, query, key, out, log_total = kept
+def _backward(mask_fn, residuals, dout):
+  q, k, v, query, key, out, log_total = residuals
   # Of each query, the sum of its weights' gradients, weighted: what the softmax takes from each of them.
   mean = jnp.einsum('BTKGH,BTKGH->BTKG', dout.astype(jnp.float32), out.astype(jnp.float32))
   keys = _blocks((k, v, key))
 
   def one_query_block(sums, block):
-    (q_block, dout_block, mean_block, who), log_total_block = block
+    (q_block, dout_block, mean_block, q_ids), log_total_block = block
     mean_block = jnp.einsum('BTKG->BKGT', mean_block)
 
     def one_key_block(dq, key_block):
-      (k_block, v_block, whom), *sums = key_block
-      mask = sees(who, whom)
+      (k_block, v_block, k_ids), *sums = key_block
+      mask = mask_fn(q_ids, k_ids)
 
       def visible(dq, dk, dv):
         weights = jnp.where(mask[:, None, None], jnp.exp(_scores(q_block, k_block, mask) - log_total_block[..., None]), 0)

@@ -52,10 +52,10 @@ def _forward(tiles, rows, experts, sizes, results: int) -> list[Array]:
     p = {name: w.astype(rows.dtype) for name, w in experts.one(expert).items()}
 
     def tile(size, done, out):
-      at, mine = _place(size, done, end, len(rows))
+      at, in_tile = _place(size, done, end, len(rows))
       x = _cut(rows, at, size)
       gate, up = x @ p['gate'], x @ p['up']
-      return [_put(old, at, mine, new) for old, new in zip(out, (_act(gate, up) @ p['down'], gate, up), strict=False)]
+      return [_put(old, at, in_tile, new) for old, new in zip(out, (_act(gate, up) @ p['down'], gate, up), strict=False)]
 
     out = tile(tiles[0], start, out)
     return _further_tiles(tiles, start, end, tile, out)
@@ -64,16 +64,16 @@ def _forward(tiles, rows, experts, sizes, results: int) -> list[Array]:
   return _each_expert(sizes, one_expert, [jnp.zeros((len(rows), width), rows.dtype) for width in widths])
 
 
-def _loop_backward(tiles, kept, dy):
+def _loop_backward(tiles, residuals, dy):
   """The gradient of an expert's weights is summed in an array of its own and written to its place once."""
-  rows, gate, up, experts, sizes = kept
+  rows, gate, up, experts, sizes = residuals
   leaves, structure = jax.tree.flatten(experts)
   trained = [i for i, w in enumerate(leaves) if jnp.issubdtype(w.dtype, jnp.inexact)]
 
   def one_expert(carry, expert, start, end):
     dx, grads = carry
-    here = experts.place(expert)
-    local = [w if w is experts.layer else read(w, here) for w in leaves]
+    place = experts.place(expert)
+    local = [w if w is experts.layer else read(w, place) for w in leaves]
 
     def merged(values):
       for t, value in zip(trained, values, strict=True):
@@ -84,11 +84,11 @@ def _loop_backward(tiles, kept, dy):
     p, pull = jax.vjp(merged, [local[t] for t in trained])
 
     def tile(size, done, dx):
-      first, mine = _place(size, done, end, len(rows))
-      x, dout = _cut(rows, first, size), jnp.where(mine[:, None], _cut(dy, first, size), 0)
+      first, in_tile = _place(size, done, end, len(rows))
+      x, dout = _cut(rows, first, size), jnp.where(in_tile[:, None], _cut(dy, first, size), 0)
       hidden, pull_act = jax.vjp(_act, _cut(gate, first, size), _cut(up, first, size))
       dgate, dup = pull_act(dout @ p['down'].T)
-      dx = _put(dx, first, mine, dgate @ p['gate'].T + dup @ p['up'].T)
+      dx = _put(dx, first, in_tile, dgate @ p['gate'].T + dup @ p['up'].T)
       total = functools.partial(jnp.einsum, 'MI,MO->IO', preferred_element_type=jnp.float32)
       return dx, {'gate': total(x, dgate), 'up': total(x, dup), 'down': total(hidden, dout)}
 
@@ -99,7 +99,7 @@ def _loop_backward(tiles, kept, dy):
 
     dx, sums = _further_tiles(tiles, start, end, further, tile(tiles[0], start, dx))
     (changes,) = pull({name: s.astype(rows.dtype) for name, s in sums.items()})
-    return dx, [write(g, here, change) for g, change in zip(grads, changes, strict=True)]
+    return dx, [write(g, place, change) for g, change in zip(grads, changes, strict=True)]
 
   dx, grads = _each_expert(sizes, one_expert, (jnp.zeros_like(rows), [jnp.zeros_like(leaves[i]) for i in trained]))
   nothing = lambda a: np.zeros(a.shape, jax.dtypes.float0)
@@ -142,9 +142,9 @@ def _cut(x: Float[Array, 'M X'], at, size: int) -> Float[Array, 'size X']:
   return jax.lax.dynamic_slice_in_dim(x, at, size)
 
 
-def _put(x: Float[Array, 'M X'], at, mine: Bool[Array, ' size'], new: Float[Array, 'size X']) -> Float[Array, 'M X']:
-  """x with the rows `mine` of a tile replaced by those of `new`."""
-  new = jnp.where(mine[:, None], new, _cut(x, at, len(mine)))
+def _put(x: Float[Array, 'M X'], at, in_tile: Bool[Array, ' size'], new: Float[Array, 'size X']) -> Float[Array, 'M X']:
+  """x with the rows `in_tile` of a tile replaced by those of `new`."""
+  new = jnp.where(in_tile[:, None], new, _cut(x, at, len(in_tile)))
   return jax.lax.dynamic_update_slice_in_dim(x, new, at, 0)
 
 

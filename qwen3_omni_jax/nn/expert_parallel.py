@@ -2,7 +2,7 @@
 
 Every device holds E / n experts of each layer. Its rows are either its own (then pairs of token and expert are sent) or the
 same as those of its whole expert group (a few rows being decoded: then each device computes the part of its experts, and the
-parts are summed). `Dispatch.way` names how pairs are sent:
+parts are summed). `Dispatch.method` names how pairs are sent:
 
     ragged    ragged all-to-all: sends only the pairs (TPU, GPU)
     padded    all-to-all of equal buffers, the largest that can be needed (everywhere)
@@ -32,10 +32,10 @@ AXIS = 'expert'
 
 @dataclasses.dataclass(frozen=True)
 class Dispatch:
-  """way: None for the platform's. buffer: rows a device makes room for, as a multiple of the pairs it would get if all were
+  """method: None for the platform's. buffer: rows a device makes room for, as a multiple of the pairs it would get if all were
   balanced; None for as many as it could ever get. form: of the grouped matmul, see nn.experts."""
 
-  way: str | None = None
+  method: str | None = None
   buffer: float | None = None
   form: str | None = None
 
@@ -49,7 +49,7 @@ def expert_parallel(
   """The weighted sum over each token's experts, and the number of pairs that did not fit into a bounded buffer.
 
   routing: nn.moe.Routing of x ('B T A'). mesh: the one in force.
-  Raises ValueError if the experts cannot be shared out evenly or the way is unknown.
+  Raises ValueError if the experts cannot be divided evenly or the method is unknown.
   """
   shards = mesh.shape[AXIS]
   if experts.number % shards:
@@ -58,19 +58,19 @@ def expert_parallel(
   length = length_axis(x.shape[1], mesh)
   tokens = PartitionSpec(rows or None, length, None)
   if AXIS not in rows:
-    way = _summed
+    method = _summed
   else:
-    name = dispatch.way or ('padded' if platform() == 'cpu' else 'ragged')
-    if name not in WAYS:
-      raise ValueError(f'dispatch {name!r}: expected one of {", ".join(WAYS)}')
-    way = functools.partial(WAYS[name], shards=shards, buffer=dispatch.buffer)
+    name = dispatch.method or ('padded' if platform() == 'cpu' else 'ragged')
+    if name not in METHODS:
+      raise ValueError(f'dispatch {name!r}: expected one of {", ".join(METHODS)}')
+    method = functools.partial(METHODS[name], shards=shards, buffer=dispatch.buffer)
   everywhere = (*rows, *((length,) if length else ()))
 
   def local(x, experts_of, weights, experts):
     flat = lambda a: a.reshape(-1, a.shape[-1])
     balanced = math.prod(experts_of.shape) // (1 if AXIS in rows else shards)  # pairs for this device if all get as many
     compute = lambda rows, expert: run_experts(rows, expert, experts, dispatch.form, balanced)
-    y, lost = way(flat(x), flat(experts_of), flat(weights), experts.number, compute)
+    y, lost = method(flat(x), flat(experts_of), flat(weights), experts.number, compute)
     if mesh.shape['tensor'] > 1:
       y = jax.lax.psum(y, 'tensor')  # each device did a part of the experts' hidden width
     return y.reshape(x.shape), jax.lax.psum(lost, everywhere) if everywhere else lost
@@ -124,28 +124,28 @@ def _combine(y: Float[Array, 'TA D'], weights: Float[Array, 'T A']):
   return jnp.einsum('TAD,TA->TD', y.reshape(*weights.shape, -1), weights)
 
 
-def _here(experts_of: Int[Array, 'T A'], number: int) -> Int[Array, ' TA']:
+def _local_expert(experts_of: Int[Array, 'T A'], number: int) -> Int[Array, ' TA']:
   """Numbers among this device's experts; `number` for those of other devices."""
   local = experts_of.reshape(-1) - jax.lax.axis_index(AXIS) * number
   return jnp.where((local >= 0) & (local < number), local, number)
 
 
 def _summed(x, experts_of, weights, number: int, compute: Compute):
-  """The whole group has the same tokens: everyone adds its experts' part."""
+  """The whole group has the same tokens: each device adds the part of its experts."""
   active = weights.shape[-1]
-  y = _grouped(jnp.repeat(x, active, axis=0), _here(experts_of, number), number, compute)
+  y = _grouped(jnp.repeat(x, active, axis=0), _local_expert(experts_of, number), number, compute)
   return jax.lax.psum(_combine(y, weights), AXIS), jnp.int32(0)
 
 
 def _gathered(x, experts_of, weights, number: int, compute: Compute, *, shards: int, buffer: float | None):
-  """All tokens of the group to everyone, and the sums of the parts back."""
+  """All-gathers the tokens of the group, and reduce-scatters the partial sums."""
   del shards, buffer  # nothing is ever lost: rows of other devices' experts cost memory, not time
   x, experts_of, weights = (jax.lax.all_gather(a, AXIS, tiled=True) for a in (x, experts_of, weights))
-  y = _grouped(jnp.repeat(x, weights.shape[-1], axis=0), _here(experts_of, number), number, compute)
+  y = _grouped(jnp.repeat(x, weights.shape[-1], axis=0), _local_expert(experts_of, number), number, compute)
   return jax.lax.psum_scatter(_combine(y, weights), AXIS, tiled=True), jnp.int32(0)
 
 
-def _room(pairs: int, tokens: int, active: int, number: int, shards: int, buffer: float | None) -> int:
+def _capacity(pairs: int, tokens: int, active: int, number: int, shards: int, buffer: float | None) -> int:
   """Rows that a device makes room for."""
   largest = shards * tokens * min(active, number)  # a token sends each device no more pairs than that has experts
   return largest if buffer is None else min(largest, 8 * math.ceil(buffer * pairs / 8))
@@ -154,50 +154,58 @@ def _room(pairs: int, tokens: int, active: int, number: int, shards: int, buffer
 def _padded(x, experts_of, weights, number: int, compute: Compute, *, shards: int, buffer: float | None):
   """Equal buffers to and from every device. A bounded buffer is divided equally among the senders."""
   (T, A), pairs = weights.shape, experts_of.size
-  room = -(-_room(pairs, T, A, number, shards, buffer) // shards)
+  capacity = -(-_capacity(pairs, T, A, number, shards, buffer) // shards)
   expert = experts_of.reshape(-1)
   order = jnp.argsort(expert)
-  target = expert[order] // number  # `shards` for what goes nowhere
+  target = expert[order] // number  # `shards` for pairs that are not sent
   sent = jnp.bincount(target, length=shards)
   slot = jnp.arange(pairs) - (jnp.cumsum(sent) - sent)[target]
-  fits, goes = slot < room, target < shards
-  place = jnp.where(fits & goes, target * room + slot, shards * room)
-  put = lambda fill, values: jnp.full((shards * room, *values.shape[1:]), fill, values.dtype).at[place].set(values, mode='drop')
-  exchange = lambda a: jax.lax.all_to_all(a.reshape(shards, room, *a.shape[1:]), AXIS, 0, 0).reshape(a.shape)
-  arrived = exchange(put(0, x[order // A]))
-  local = exchange(put(number, expert[order] % number))
+  fits, sent_on = slot < capacity, target < shards
+  place = jnp.where(fits & sent_on, target * capacity + slot, shards * capacity)
+  empty = lambda fill, x: jnp.full((shards * capacity, *x.shape[1:]), fill, x.dtype)
+  scatter = lambda fill, x: empty(fill, x).at[place].set(x, mode='drop')
+  exchange = lambda a: jax.lax.all_to_all(a.reshape(shards, capacity, *a.shape[1:]), AXIS, 0, 0).reshape(a.shape)
+  arrived = exchange(scatter(0, x[order // A]))
+  local = exchange(scatter(number, expert[order] % number))
   back = exchange(_grouped(arrived, local, number, compute))
-  y = jnp.where((fits & goes)[:, None], back[jnp.minimum(place, shards * room - 1)], 0)
-  return _combine(y[jnp.argsort(order)], weights), (goes & ~fits).sum()
+  y = jnp.where((fits & sent_on)[:, None], back[jnp.minimum(place, shards * capacity - 1)], 0)
+  return _combine(y[jnp.argsort(order)], weights), (sent_on & ~fits).sum()
 
 
 def _ragged(x, experts_of, weights, number: int, compute: Compute, *, shards: int, buffer: float | None):
-  """Just what is sent. Receivers fill up in the order of senders; what is past a bounded buffer stays behind."""
+  """Sends only the pairs. Receivers fill up in the order of senders; what does not fit into a bounded buffer is not sent."""
   (T, A), pairs = weights.shape, experts_of.size
-  room = _room(pairs, T, A, number, shards, buffer)
-  me = jax.lax.axis_index(AXIS)
+  capacity = _capacity(pairs, T, A, number, shards, buffer)
+  rank = jax.lax.axis_index(AXIS)
   expert = experts_of.reshape(-1)
   order = jnp.argsort(expert)
   counts = jnp.bincount(expert, length=shards * number).astype(jnp.int32).reshape(shards, number)
   counts = jax.lax.all_gather(counts, AXIS)  # pairs by (sender, receiver, expert there)
   by_sender = counts.sum(axis=2)
   before = jnp.cumsum(by_sender, axis=0) - by_sender  # rows of earlier senders in a receiver's buffer
-  kept = jnp.clip(room - before, 0, by_sender)  # rows by (sender, receiver) that fit
-  start = jnp.minimum(before, room)
-  mine = counts[:, me]
-  mine = jnp.diff(jnp.minimum(jnp.cumsum(mine, axis=1), kept[:, me, None]), axis=1, prepend=0)  # the last experts' rows go first
-  send_from = jnp.cumsum(by_sender[me]) - by_sender[me]
+  fitting = jnp.clip(capacity - before, 0, by_sender)  # rows by (sender, receiver) that fit
+  start = jnp.minimum(before, capacity)
+  local_counts = counts[:, rank]
+  # the rows of the last experts are left out first
+  local_counts = jnp.diff(jnp.minimum(jnp.cumsum(local_counts, axis=1), fitting[:, rank, None]), axis=1, prepend=0)
+  send_from = jnp.cumsum(by_sender[rank]) - by_sender[rank]
   arrived = jax.lax.ragged_all_to_all(
-    x[order // A], jnp.zeros((room, x.shape[1]), x.dtype), send_from, kept[me], start[me], kept[:, me], axis_name=AXIS
+    x[order // A],
+    jnp.zeros((capacity, x.shape[1]), x.dtype),
+    send_from,
+    fitting[rank],
+    start[rank],
+    fitting[:, rank],
+    axis_name=AXIS,
   )
-  local = jnp.repeat(jnp.tile(jnp.arange(number), shards), mine.reshape(-1), total_repeat_length=room)
-  local = jnp.where(jnp.arange(room) < kept[:, me].sum(), local, number)
+  local = jnp.repeat(jnp.tile(jnp.arange(number), shards), local_counts.reshape(-1), total_repeat_length=capacity)
+  local = jnp.where(jnp.arange(capacity) < fitting[:, rank].sum(), local, number)
   y = _grouped(arrived, local, number, compute)
-  returned_at = (jnp.cumsum(by_sender, axis=1) - by_sender)[:, me]  # where each sender keeps what it sent here
+  returned_at = (jnp.cumsum(by_sender, axis=1) - by_sender)[:, rank]  # where each sender keeps what it sent here
   back = jax.lax.ragged_all_to_all(
-    y, jnp.zeros((pairs, x.shape[1]), x.dtype), start[:, me], kept[:, me], returned_at, kept[me], axis_name=AXIS
+    y, jnp.zeros((pairs, x.shape[1]), x.dtype), start[:, rank], fitting[:, rank], returned_at, fitting[rank], axis_name=AXIS
   )
-  return _combine(back[jnp.argsort(order)], weights), (by_sender[me] - kept[me]).sum()
+  return _combine(back[jnp.argsort(order)], weights), (by_sender[rank] - fitting[rank]).sum()
 
 
-WAYS = {'ragged': _ragged, 'padded': _padded, 'gathered': _gathered}
+METHODS = {'ragged': _ragged, 'padded': _padded, 'gathered': _gathered}

@@ -22,8 +22,8 @@ from .lora import weight_map
 def experts_form(tokens: int, active: int, experts: Experts) -> str:
   """The form to use. Few tokens touch few experts: read only those. Many: sort by expert, then the platform's kernel."""
   kernel = experts_kernel(*experts.gate.shape[-2:])
-  few = {'triton': 0, 'looped': 2 * active}.get(kernel, max(2 * active, experts.number // 2))
-  return 'gathered' if tokens * active <= few else kernel
+  few_pairs = {'triton': 0, 'looped': 2 * active}.get(kernel, max(2 * active, experts.number // 2))
+  return 'gathered' if tokens * active <= few_pairs else kernel
 
 
 def run_experts(

@@ -34,16 +34,16 @@ CUDNN_SCORES = 16384 * 16384  # its mask takes two bytes a score
 _SPLASH_SCORES = 256 * 256  # below, padding to blocks of 128 costs more than the kernel saves
 
 
-def attention_kernel(q, k, *, plain_mask: bool, causal: bool = False, cuts: int = 1, wanted: str | None = None) -> str:
+def attention_kernel(q, k, *, plain_mask: bool, causal: bool = False, cuts: int = 1, requested: str | None = None) -> str:
   """For q 'B T N H' and k 'B S K H'.
 
   plain_mask: segments, and with `causal` index = slot, are all that is masked. cuts: devices over which T is cut.
-  Raises ValueError if `wanted` cannot do this.
+  Raises ValueError if the `requested` kernel cannot do this.
   """
-  if wanted:
-    if not _attends(wanted, q, k, plain_mask, causal, cuts):
-      raise ValueError(f'attention={wanted}: not for queries {q.shape}, keys {k.shape}, {q.dtype}; see nn/kernels.py')
-    return wanted
+  if requested:
+    if not _attends(requested, q, k, plain_mask, causal, cuts):
+      raise ValueError(f'attention={requested}: not for queries {q.shape}, keys {k.shape}, {q.dtype}; see nn/kernels.py')
+    return requested
   here = platform()
   named = overrides().get('attention')
   if named and _attends(named, q, k, plain_mask, causal, cuts):
@@ -75,18 +75,18 @@ def reads_cache_in_place(cache, *, in_order: bool = True) -> bool:
   in_order: row i of them is row i of the cache; on a mesh other rows may lie elsewhere.
   """
   H = cache.k.shape[-1]
-  wanted = overrides().get('attention', 'triton' if platform() == 'gpu' else None)
-  return wanted == 'triton' and (in_order or current_mesh() is None) and H >= 16 and H & (H - 1) == 0
+  requested = overrides().get('attention', 'triton' if platform() == 'gpu' else None)
+  return requested == 'triton' and (in_order or current_mesh() is None) and H >= 16 and H & (H - 1) == 0
 
 
 def experts_kernel(D: int, F: int) -> str:
   """The form of the grouped matmul, of EXPERTS, for weights 'E D F'."""
-  wanted = overrides().get('experts') or {'tpu': 'megablox', 'gpu': 'triton'}.get(platform(), 'looped')
-  if wanted == 'tokamax':
+  requested = overrides().get('experts') or {'tpu': 'megablox', 'gpu': 'triton'}.get(platform(), 'looped')
+  if requested == 'tokamax':
     require_tokamax()
-  if wanted == 'megablox' and (D % 128 or F % 128):
+  if requested == 'megablox' and (D % 128 or F % 128):
     return 'ragged'  # tiles of such widths compile forward, not backward
-  return wanted
+  return requested
 
 
 def overrides() -> dict[str, str]:

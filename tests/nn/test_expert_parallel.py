@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qwen3_omni_jax.nn.expert_parallel import LOSSLESS, WAYS, Dispatch
+from qwen3_omni_jax.nn.expert_parallel import LOSSLESS, METHODS, Dispatch
 from qwen3_omni_jax.nn.expert_weights import Experts
 from qwen3_omni_jax.nn.int8 import Int8, quantize
 from qwen3_omni_jax.nn.lora import weight_map
@@ -72,11 +72,11 @@ def run(x, params, mesh=None, dispatch=LOSSLESS, live=None):
   return jax.device_get((y, grads, lost))
 
 
-@pytest.mark.parametrize('way', sorted(WAYS))
-def test_padding_takes_no_expert_and_no_room(params, way):
+@pytest.mark.parametrize('method', sorted(METHODS))
+def test_padding_takes_no_expert_and_no_room(params, method):
   x, live = tokens('balanced'), np.arange(48).reshape(8, 6) % 4 == 0
   expected, expected_grads, _ = run(x, params, live=live)
-  y, grads, lost = run(x, params, make_mesh({'expert': 4, 'fsdp': 2}), Dispatch(way=way, buffer=1.0), live)
+  y, grads, lost = run(x, params, make_mesh({'expert': 4, 'fsdp': 2}), Dispatch(method=method, buffer=1.0), live)
   assert lost == 0  # with room for all tokens equally shared out, all of these fit wherever they go
   np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
   for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
@@ -84,12 +84,12 @@ def test_padding_takes_no_expert_and_no_room(params, way):
 
 
 @pytest.mark.parametrize('kind', ['balanced', 'few', 'one'])
-@pytest.mark.parametrize('way', sorted(WAYS))
+@pytest.mark.parametrize('method', sorted(METHODS))
 @pytest.mark.parametrize('shape', MESHES.values(), ids=MESHES.keys())
-def test_every_way_equals_one_device_forward_and_backward(params, shape, way, kind):
+def test_every_method_equals_one_device_forward_and_backward(params, shape, method, kind):
   x = tokens(kind)
   expected, expected_grads, _ = run(x, params)
-  y, grads, lost = run(x, params, make_mesh(shape), Dispatch(way=way))
+  y, grads, lost = run(x, params, make_mesh(shape), Dispatch(method=method))
   assert lost == 0
   np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
   for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
@@ -107,8 +107,8 @@ def test_rows_that_do_not_fill_the_mesh_are_summed_over_its_experts(params, rows
 
 
 @pytest.mark.parametrize('kind', ['balanced', 'one'])
-@pytest.mark.parametrize('way', ['padded', 'ragged'])
-def test_the_overflow_metric_fires_exactly_when_the_buffer_is_exceeded(params, way, kind):
+@pytest.mark.parametrize('method', ['padded', 'ragged'])
+def test_the_overflow_metric_fires_exactly_when_the_buffer_is_exceeded(params, method, kind):
   """Of 8 senders with 18 pairs each: what a receiver has no room for, counted here by hand, and zero in the output."""
   mesh, x = make_mesh({'expert': 8}), tokens(kind)
   _, routing = moe(x, params, Experts.of_layer(params['experts']), A, True)
@@ -118,8 +118,8 @@ def test_the_overflow_metric_fires_exactly_when_the_buffer_is_exceeded(params, w
   seen = set()
   for buffer in (None, 8.0, 2.0, 1.0, 0.5):
     room = 8 * 6 * 2 if buffer is None else min(8 * 6 * 2, 8 * int(np.ceil(buffer * 18 / 8)))
-    over = np.maximum(sent - -(-room // 8), 0) if way == 'padded' else np.maximum(sent.sum(axis=0) - room, 0)
-    y, _, lost = run(x, params, mesh, Dispatch(way=way, buffer=buffer))
+    over = np.maximum(sent - -(-room // 8), 0) if method == 'padded' else np.maximum(sent.sum(axis=0) - room, 0)
+    y, _, lost = run(x, params, mesh, Dispatch(method=method, buffer=buffer))
     assert lost == over.sum(), f'buffer {buffer}'
     assert np.isfinite(y).all() and (lost > 0) == (np.abs(y - whole).max() > 1e-5)
     seen.add(bool(lost))
@@ -141,7 +141,7 @@ def test_experts_that_cannot_be_shared_out_are_refused(params):
   with pytest.raises(ValueError, match='6 experts over expert=4: choose a mesh'):
     run(tokens('balanced'), six, make_mesh({'data': 2, 'expert': 4}))
   with pytest.raises(ValueError, match="dispatch 'mail': expected one of ragged"):
-    run(tokens('balanced'), params, make_mesh({'expert': 8}), Dispatch(way='mail'))
+    run(tokens('balanced'), params, make_mesh({'expert': 8}), Dispatch(method='mail'))
 
 
 def test_load_is_each_experts_share_of_what_counts(params):

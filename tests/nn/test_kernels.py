@@ -55,7 +55,7 @@ def test_a_named_kernel_is_used_where_it_can_do_the_shape(monkeypatch):
   assert kernels.experts_kernel(2048, 768) == 'ragged'
   assert kernels.attention_kernel(*shapes(128, 4, 2, 64), plain_mask=True) == 'splash'
   assert kernels.attention_kernel(*shapes(128, 4, 2, 72), plain_mask=True) == 'dense'
-  assert kernels.attention_kernel(*shapes(128, 4, 2, 64), plain_mask=True, wanted='blockwise') == 'blockwise'
+  assert kernels.attention_kernel(*shapes(128, 4, 2, 64), plain_mask=True, requested='blockwise') == 'blockwise'
 
 
 @pytest.mark.parametrize('text', ['attention=flash', 'experts', 'ffn=dense', 'attention=dense;experts=ragged'])
@@ -67,7 +67,7 @@ def test_names_that_are_not_kernels_are_refused(monkeypatch, text):
 
 def test_a_kernel_that_cannot_is_refused():
   with pytest.raises(ValueError, match=r'attention=splash: not for queries \(2, 128, 4, 72\)'):
-    kernels.attention_kernel(*shapes(128, 4, 2, 72), plain_mask=True, wanted='splash')
+    kernels.attention_kernel(*shapes(128, 4, 2, 72), plain_mask=True, requested='splash')
 
 
 B, T, N, K, H = 2, 260, 4, 2, 64
