@@ -10,7 +10,7 @@ import numpy as np
 
 from .container import check_decodable, check_one_recording, chosen_stream, open_container, unreadable
 from .source import Limits, name_of, read_bytes
-from .timeline import SLACK_S, Track, check_whole, stated_end
+from .timeline import SLACK_S, Track, check_whole, see, stated_end
 from .whole import damaged_ogg, mp3_tag, stated_sound
 
 RATE_HZ = 16_000
@@ -230,7 +230,7 @@ def decode_track(data: bytes, name: str, limits: Limits) -> SoundTrack | None:
     sound, start, lost = tracks[stream.index], None, 0
     try:
       for packet in container.demux():
-        tracks[packet.stream_index].see(packet)
+        see(tracks, packet)
         for frame in packet.decode() if packet.stream_index == stream.index else ():
           if start is None:
             blocks.rate_hz = frame.sample_rate

@@ -9,7 +9,7 @@ from .container import check_decodable, chosen_stream, open_container, unreadabl
 from .image import on_white
 from .resample import resize
 from .source import Limits
-from .timeline import SLACK_S, Timeline, Track, check_whole, decoded_timeline, make_timeline, stated_end
+from .timeline import SLACK_S, Timeline, Track, check_whole, decoded_timeline, make_timeline, see, stated_end
 
 SizeRule = Callable[[int, int], tuple[int, int]]
 
@@ -87,7 +87,7 @@ def read_timeline(data: bytes, name: str, limits: Limits) -> tuple[Timeline, flo
     picture = tracks[stream.index]
     try:
       for packet in container.demux():
-        tracks[packet.stream_index].see(packet)
+        see(tracks, packet)
         if picture.packets > limits.video_source_frames:
           raise ValueError(f'{name}: more than {limits.video_source_frames} frames')
     except av.FFmpegError as e:

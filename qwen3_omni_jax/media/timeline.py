@@ -24,6 +24,7 @@ from .source import Limits
 SLACK_S = 0.04  # about half an audio token, the finest step of the clock that sound and pictures share
 ROUNDING_S = 0.001  # many formats keep times in whole milliseconds
 BACKWARDS_S = 0.5  # decoding times never run back in a sound file; damaged ones are a frame or two out of order
+PRIMING_S = 0.5  # more than any sound decoder drops at the beginning
 # Formats whose headers state a length. For others FFmpeg estimates it, or looks at the last packet.
 _STATED = ('mov', 'matroska', 'avi', 'asf', 'flv')
 _MATROSKA_DURATION = re.compile(rb'\x44\x89[\x84\x88]')  # the element, its size 4 or 8; live recordings have none
@@ -140,11 +141,15 @@ class Track:
 
   @property
   def start_s(self) -> float | None:
-    """When it begins by FFmpeg's account: what a decoder drops at the beginning of a sound is left out, and in formats that keep
-    no presentation times (AVI) it does not guess as it does for a single picture."""
-    if self.stream.start_time is not None:
-      return self.stream.start_time * self.tick_s
-    return self.first_s
+    """When the first picture is shown, or the first sound is heard: what a decoder drops at its beginning is left out."""
+    first, stated = self.first_s, self.stream.start_time
+    if stated is None or first is None:
+      return first
+    stated *= self.tick_s
+    if self.stream.type == 'audio':  # FFmpeg adds what is dropped; of a stream it looks at in the middle it knows no beginning
+      return stated if 0 <= stated - first < PRIMING_S else first
+    # AVI keeps no presentation times: that of a single picture is a guess, as late as the decoder may be.
+    return stated if self.stream.container.format.name == 'avi' else first
 
   @property
   def first_s(self) -> float | None:
@@ -174,15 +179,21 @@ class Track:
     return (pts + (duration or usual)) * self.tick_s
 
 
+def see(tracks: dict[int, Track], packet: Any) -> None:
+  """Shows the packet to its track, by the index of its stream. Streams that appear in the middle of a file do not count."""
+  if packet.stream_index in tracks:
+    tracks[packet.stream_index].see(packet)
+
+
 def stated_end(container: Any, stream: Any, data: bytes) -> tuple[float | None, bool]:
-  """(when the stream ends by the container's header, None if that does not say; is it the stream's own end or all streams')."""
-  formats = container.format.name.split(',')
-  if formats[0] == 'avi' and stream.frames:  # of a cut file FFmpeg tells the length of what is there
+  """(when the stream ends by the container's header, None if that does not say; is it the stream's own end or that of all)."""
+  kind = container.format.name.split(',')[0]
+  if kind == 'avi' and stream.frames:  # of a cut file FFmpeg tells the length of what is there
     return float(stream.frames * stream.time_base), True
-  if formats[0] not in _STATED or (formats[0] == 'matroska' and not _MATROSKA_DURATION.search(data[: 2**16])):
-    return None, False
-  if stream.duration is not None and stream.time_base:
+  if kind == 'mov' and stream.duration is not None:
     return float((stream.duration + (stream.start_time or 0)) * stream.time_base), True
+  if kind not in _STATED or (kind == 'matroska' and not _MATROSKA_DURATION.search(data[: 2**16])):
+    return None, False
   return (None if container.duration is None else container.duration / 1e6), False
 
 

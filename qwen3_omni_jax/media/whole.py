@@ -49,8 +49,8 @@ def second_recording(data: bytes) -> int | None:
     at = 8 + int.from_bytes(data[4:8], 'little')
     return at if data[at : at + 4] == b'RIFF' and data[at + 8 : at + 12] == b'AVI ' else None
   if data[:4] == b'fLaC':
-    found = re.search(rb'fLaC[\x00\x80]\x00\x00\x22', data[4:])
-    return None if found is None else 4 + found.start()
+    found = re.compile(rb'fLaC[\x00\x80]\x00\x00\x22').search(data, 4)
+    return None if found is None else found.start()
   if data[:4] == b'OggS':  # a first page after pages of sound
     later = re.search(rb'OggS\x00[\x00\x01\x04\x05]', data)
     found = later and re.compile(rb'OggS\x00[\x02\x03\x06\x07]').search(data, later.start())
