@@ -231,7 +231,8 @@ def decode_track(data: bytes, name: str, limits: Limits) -> SoundTrack | None:
     try:
       for packet in container.demux():
         see(tracks, packet)
-        for frame in packet.decode() if packet.stream_index == stream.index else ():
+        ours = packet.stream_index == stream.index and (packet.size or packet.dts is None)  # without either: the end
+        for frame in packet.decode() if ours else ():
           if start is None:
             blocks.rate_hz = frame.sample_rate
             start = 0.0 if frame.time is None else frame.time

@@ -99,19 +99,19 @@ def read_timeline(data: bytes, name: str, limits: Limits) -> tuple[Timeline, flo
     check_whole(stated, picture.end_s if own else max(t.end_s for t in tracks.values()), name, limits)
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     heard = None if sound is None or not tracks[sound.index].packets else tracks[sound.index].start_s
-    first, begins = picture.first_s if picture.timed else None, picture.start_s
+  first = picture.start_s if picture.timed else None
   if first is None:  # frames are then only counted
     times, end = np.arange(picture.packets) / max(rate, 1e-9), picture.packets / max(rate, 1e-9)
   else:
     times, end = picture.times(stated if own else None)
   if not 0 < rate <= 10_000 and (first is None or not end > 0):
     raise ValueError(f'{name}: no usable frame rate ({rate:g})')
-  late = 0.0 if begins is None or heard is None or begins - heard < SLACK_S else begins - heard
+  late = 0.0 if first is None or heard is None or first - heard < SLACK_S else first - heard
   rate = rate if 0 < rate <= 10_000 else len(times) / end
   line = make_timeline(times, end, rate, picture.tick_s, late_s=late, has_audio=heard is not None)
   if line.duration_s > limits.video_s:
     raise ValueError(f'{name}: {line.duration_s:.0f} s of video; the limit is {limits.video_s:.0f} s')
-  return line, first
+  return line, None if picture.counted else first
 
 
 def _decode(data: bytes, kept: Kept, line: Timeline, first_s: float | None) -> np.ndarray:

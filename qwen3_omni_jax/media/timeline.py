@@ -101,8 +101,12 @@ class Track:
   """What the packets of one stream say about its time, as they come by."""
 
   def __init__(self, stream: Any, name: str):
-    self.stream, self.name = stream, name
+    # Copied: a stream of a closed container is memory that is no more.
+    self.kind, self.name = stream.type, name
+    self._stated_start: int | None = stream.start_time
     self.tick_s = float(stream.time_base) if stream.time_base else 0.0
+    # AVI keeps decoding times only, one after the other: frames come in that order, and their presentation times are guesses.
+    self.counted = stream.container.format.name == 'avi'
     self.packets = 0
     self.shown: list[int] = []  # presentation times of pictures, in ticks
     self.timed = True  # every picture has one
@@ -116,7 +120,8 @@ class Track:
     if not packet.size:
       return
     self.packets += 1
-    pts, dts, duration = packet.pts, packet.dts, packet.duration or 0
+    dts, duration = packet.dts, packet.duration or 0
+    pts = dts if self.counted else packet.pts
     if dts is not None:
       self._check_clock(dts)
       self._end = max(self._end, dts + duration)
@@ -128,12 +133,12 @@ class Track:
       return
     self._first = pts if self._first is None else min(self._first, pts)
     self._last = max(self._last, (pts, duration))
-    if self.stream.type == 'video':
+    if self.kind == 'video':
       self.shown.append(pts)
 
   def _check_clock(self, dts: int) -> None:
     before, self._decoded = self._decoded, dts
-    if before is not None and self.stream.type in ('video', 'audio') and (before - dts) * self.tick_s > BACKWARDS_S:
+    if before is not None and self.kind in ('video', 'audio') and (before - dts) * self.tick_s > BACKWARDS_S:
       raise ValueError(
         f'{self.name}: its clock runs back from {before * self.tick_s:.2f} s to {dts * self.tick_s:.2f} s, as where two '
         'recordings were joined end to end; split them, or encode them as one'
@@ -142,14 +147,11 @@ class Track:
   @property
   def start_s(self) -> float | None:
     """When the first picture is shown, or the first sound is heard: what a decoder drops at its beginning is left out."""
-    first, stated = self.first_s, self.stream.start_time
-    if stated is None or first is None:
+    first, stated = self.first_s, self._stated_start
+    if first is None or stated is None or self.kind != 'audio':
       return first
-    stated *= self.tick_s
-    if self.stream.type == 'audio':  # FFmpeg adds what is dropped; of a stream it looks at in the middle it knows no beginning
-      return stated if 0 <= stated - first < PRIMING_S else first
-    # AVI keeps no presentation times: that of a single picture is a guess, as late as the decoder may be.
-    return stated if self.stream.container.format.name == 'avi' else first
+    # FFmpeg adds what is dropped; of a stream that it looks at in the middle it knows no beginning.
+    return stated * self.tick_s if 0 <= stated * self.tick_s - first < PRIMING_S else first
 
   @property
   def first_s(self) -> float | None:
@@ -188,8 +190,8 @@ def see(tracks: dict[int, Track], packet: Any) -> None:
 def stated_end(container: Any, stream: Any, data: bytes) -> tuple[float | None, bool]:
   """(when the stream ends by the container's header, None if that does not say; is it the stream's own end or that of all)."""
   kind = container.format.name.split(',')[0]
-  if kind == 'avi' and stream.frames:  # of a cut file FFmpeg tells the length of what is there
-    return float(stream.frames * stream.time_base), True
+  if kind == 'avi':  # of a cut file FFmpeg tells the length of what is there; its empty blocks of sound it does not count
+    return max((float(s.frames * s.time_base) for s in container.streams.video), default=None), False
   if kind == 'mov' and stream.duration is not None:
     return float((stream.duration + (stream.start_time or 0)) * stream.time_base), True
   if kind not in _STATED or (kind == 'matroska' and not _MATROSKA_DURATION.search(data[: 2**16])):

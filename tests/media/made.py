@@ -44,6 +44,7 @@ def video(
   rate_hz: int = 16_000,
   extra_sound: np.ndarray | None = None,
   tick: int = 1000,
+  b_frames: int = 0,
 ) -> bytes:
   """A file of pictures shown at times_s (or evenly at fps), and of sound 'W' that begins at sound_start_s.
 
@@ -53,7 +54,9 @@ def video(
   out = io.BytesIO()
   rate = Fraction(fps).limit_denominator(1001)
   with av.open(out, 'w', format=kind) as container:
-    stream = container.add_stream(codec, rate=rate, options={'crf': '0', 'bf': '0'} if codec.startswith('libx264') else {})
+    stream = container.add_stream(
+      codec, rate=rate, options={'crf': '0', 'bf': str(b_frames)} if codec.startswith('libx264') else {}
+    )
     stream.height, stream.width = pictures[0].shape[:2]
     stream.pix_fmt = {'libx264rgb': 'rgb24', 'ffv1': 'bgr0'}.get(codec, 'yuv420p')
     stream.codec_context.time_base = Fraction(1, tick)
@@ -68,9 +71,9 @@ def video(
     packets += stream.encode()
     shown = [packet.pts for packet in packets]
     for packet, next_shown in zip(packets, [*shown[1:], None], strict=True):
-      if next_shown is not None:
+      if next_shown is not None and not b_frames:
         packet.duration = next_shown - packet.pts
-      elif last_s is not None:
+      elif next_shown is None and last_s is not None:
         packet.duration = round(last_s * tick)
       container.mux(packet)
     for track, samples in zip(sounds, [s for s in (sound, extra_sound) if s is not None], strict=True):

@@ -127,6 +127,16 @@ def test_tracks_that_begin_a_moment_apart_begin_together(processor):
     np.testing.assert_array_equal(row.audios[0].mel, plain.audios[0].mel)
 
 
+@pytest.mark.parametrize('kind', ['avi', 'mp4', 'matroska', 'mpegts', 'flv'])
+def test_frames_coded_out_of_order_come_in_order(kind):
+  """Also in AVI, which keeps no presentation times: FFmpeg's guesses there are late, and run back."""
+  pictures, moment = [picture(i) for i in range(32)], 10 if kind == 'avi' else 1000
+  sound = {'sound': tone(3.0), 'sound_codec': 'pcm_s16le' if kind in ('avi', 'matroska') else 'aac'}
+  clip = load_video(video(pictures, kind=kind, tick=moment, b_frames=3, **sound), fps=5)
+  assert numbers(clip.frames) == list(range(0, 32, 2)) and clip.duration_s == pytest.approx(3.2)
+  assert clip.late_s == pytest.approx(0.064 if kind in ('mpegts', 'flv') else 0.0)  # AAC's first block, which they do not mark
+
+
 def test_what_an_edit_list_cuts_away_is_not_shown():
   """Pictures before zero of an MP4 are there to be decoded, and not to be seen."""
   clip = load_video(video([picture(i) for i in range(20)], start_s=-0.5, kind='mp4', sound=tone(2.0), sound_codec='aac'), fps=10)

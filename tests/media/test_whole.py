@@ -117,6 +117,15 @@ def test_a_video_that_ends_before_its_header_says_is_refused(film, kind):
   assert 0.5 < partly.duration_s < 3.5
 
 
+@pytest.mark.parametrize('kind', ['matroska', 'mov', 'avi', 'nut'])
+def test_tracks_of_unlike_length_are_whole(kind):
+  """FFmpeg gives the container's duration to streams that have none of their own."""
+  for count, seconds in ((2, 3.0), (40, 0.5)):
+    data = video([picture(i) for i in range(count)], kind=kind, sound=tone(seconds), tick=10 if kind == 'avi' else 1000)
+    assert load_video(data, fps=10).duration_s == pytest.approx(count / 10)
+    assert len(video_audio(data)) == pytest.approx(16_000 * seconds, abs=20)
+
+
 def test_an_mp4_with_its_header_in_front_and_half_its_data_is_refused(film, tmp_path):
   import av
 
