@@ -36,7 +36,8 @@ def lay_out(
 
   audios: tokens of each clip; images: grids. Raises ValueError if pad tokens and media do not match one to one.
   """
-  _check_counts(ids, audios, images, videos, cfg)
+  prompt = np.asarray(ids, np.int32)
+  _check_counts(prompt, audios, images, videos, cfg)
   audio_queue, image_queue, video_queue = iter(audios), iter(images), iter(videos)
   out_ids: list[np.ndarray] = []
   out_positions: list[np.ndarray] = []
@@ -48,14 +49,19 @@ def lay_out(
     out_positions.append(positions)
     at = np.float32((positions if last_block is None else last_block).max() + 1)
 
-  for token in ids:
+  done = 0
+  for here in np.flatnonzero(np.isin(prompt, (cfg.audio_token_id, cfg.image_token_id, cfg.video_token_id))).tolist():
+    text = prompt[done:here]
+    if len(text):
+      put(text, _sequence(len(text)) + at)
+    done, token = here + 1, prompt[here]
     if token == cfg.audio_token_id:
       number = next(audio_queue)
       put(np.full(number, token), _sequence(number) + at)
     elif token == cfg.image_token_id:
       block = _visual_block(next(image_queue), 0.0, cfg)
       put(np.full(block.shape[1], token), block + at)
-    elif token == cfg.video_token_id:
+    else:
       video = next(video_queue)
       block = _visual_block(video.grid, video.seconds_per_grid, cfg, video.late_s)
       if video.audio_tokens is None:
@@ -64,24 +70,24 @@ def lay_out(
         put([cfg.audio_start_token_id], _sequence(1) + at)
         put(*_merge_by_time(block, _sequence(video.audio_tokens), video, cfg, at))
         put([cfg.audio_end_token_id], _sequence(1) + at)
-    else:
-      put([token], _sequence(1) + at)
+  if done < len(prompt):
+    put(prompt[done:], _sequence(len(prompt) - done) + at)
   return np.concatenate(out_ids), np.concatenate(out_positions, axis=1)
 
 
-def _check_counts(ids, audios, images, videos, cfg: ThinkerConfig) -> None:
+def _check_counts(ids: np.ndarray, audios, images, videos, cfg: ThinkerConfig) -> None:
   problems = []
   for kind, pad, media in (
     ('audio', cfg.audio_token_id, audios),
     ('image', cfg.image_token_id, images),
     ('video', cfg.video_token_id, videos),
   ):
-    pads = sum(token == pad for token in ids)
+    pads = np.count_nonzero(ids == pad)
     if pads != len(media):
       problems.append(f'{len(media)} {kind} items but {pads} {kind} placeholders in the prompt')
   if problems:
     raise ValueError(
-      '; '.join(problems) + '. Does a text contain a placeholder such as <|image_pad|>, or does the chat template leave some out?'
+      '; '.join(problems) + '. Does the chat template leave some out, or, with reference_exact, a text spell <|image_pad|>?'
     )
 
 
