@@ -253,7 +253,12 @@ BAD_MESSAGES = {
     )
   ],
   'messages[1]': [[{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'x', 'mood': 1}]],
-  'placeholder': [[{'role': 'user', 'content': f'<|{kind}_pad|>'}] for kind in ('audio', 'image', 'video')],
+  'lone surrogate': [
+    [{'role': 'user', 'content': 'a\udc00'}],
+    [{'role': 'user', 'content': [{'type': 'text', 'text': '\ud83d'}]}],
+    [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'x', 'reasoning_content': '\udc01'}],
+    [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'x', 'tool_calls': [{'\udc02': {}}]}],
+  ],
 }
 
 
@@ -263,6 +268,7 @@ def test_conversations(careful, tiny_folder):
     for messages in cases:
       careful(name, lambda messages=messages: processor(messages))
   careful('tools', lambda: processor([{'role': 'user', 'content': 'x'}], tools=[object()]))
+  careful('tools[0].name: a lone surrogate', lambda: processor([{'role': 'user', 'content': 'x'}], tools=[{'name': '\udc00'}]))
   assert careful.refused >= 40
 
 

@@ -22,7 +22,6 @@ from .mask import Marks, chat_mask, document_mask
 Form = Literal['chat', 'document']
 MEDIA = ('image', 'audio', 'video')
 _PLACEHOLDER = re.compile(r'<(image|audio|video)>')
-_SPECIAL = re.compile(r'<\|[a-z_]+\|>')
 _COMMON = {'id', 'images', 'audios', 'videos', 'fps', 'audio_in_video'}
 _KEYS = {'chat': _COMMON | {'messages', 'tools'}, 'document': _COMMON | {'text', 'content'}}
 KINDS = ('text', 'audio', 'image', 'video', 'mixed')  # of an example, by the media in it
@@ -91,7 +90,6 @@ def _chat(record: dict[str, Any], options: dict, rules: Rules, processor: Proces
       learnt.append(_flag(message, 'loss', True))
     message.pop('loss', None)
     turns.append(message | {'content': media.place(message.get('content', ''), f'messages[{m}].content')})
-    _no_marks(turns[-1].get('reasoning_content'), f'messages[{m}].reasoning_content')
   media.check()
   tools = record.get('tools')
   if isinstance(tools, str):
@@ -145,7 +143,6 @@ class _Media:
       return parts
     if not isinstance(content, str):
       raise ValueError(f'{where}: expected text or a list of parts, found {type(content).__name__}')
-    _no_marks(content, where)
     pieces = _PLACEHOLDER.split(content)  # text, kind, text, kind, …, text
     if len(pieces) == 1 or not any(self.lists.values()):
       return content  # without media lists, <image> is but a word
@@ -173,11 +170,6 @@ def _source(item: Any, where: str) -> Any:
   if not isinstance(item, (str, bytes)) or not item:
     raise ValueError(f"{where}: expected a path, a data: URL, bytes or {{'bytes', 'path'}}")
   return item
-
-
-def _no_marks(text: Any, where: str) -> None:
-  if isinstance(text, str) and (found := _SPECIAL.search(text)):
-    raise ValueError(f'{where}: contains {found[0]}, which the model reads as a mark and not as text')
 
 
 def _number(record: dict[str, Any], key: str, default: float | None) -> float | None:

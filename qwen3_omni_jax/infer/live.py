@@ -144,11 +144,11 @@ class LiveAudio:
     rest = self._received // HOP - self._frames
     if self._received < HOP:
       raise ValueError(f'{self._received} samples heard: at least {HOP} (10 ms) are needed before an answer')
-    self._check_room(audio_tokens(max(rest, 0)) + 64 + (len(text) if text else 0) + limit)
+    closing = self._turn_tokens(text)[1]
+    self._check_room(audio_tokens(max(rest, 0)) + len(closing) + limit)
     started = time.perf_counter()
     if rest > 0:
       self._feed_audio(rest, end=True)
-    closing = self._turn_tokens(text)[1]
     self.history.append({'role': 'user', 'content': [{'type': 'audio', 'audio': 'audio'}, *_text_parts(text)]})
     hidden = self._feed(closing)
     row = _Row(self._prompt(), sampling, limit, speaker, frames)
@@ -222,10 +222,8 @@ class LiveAudio:
 
   def _turn_tokens(self, text: str | None) -> tuple[list[int], list[int]]:
     """(tokens before, tokens after) the sound of a new user turn, by the checkpoint's own template."""
-    processor = self.omni.processor
     turn = {'role': 'user', 'content': [{'type': 'audio', 'audio': 'audio'}, *_text_parts(text)]}
-    rendered = processor.template.render([*self.history, turn], add_generation_prompt=True)
-    ids = processor.tokenizer.encode(rendered)
+    ids, _ = self.omni.processor.prompt_ids([*self.history, turn], add_generation_prompt=True)
     sound = max(i for i, token in enumerate(ids) if token == self.cfg.audio_token_id)
     begin = 0
     if any(message['role'] == 'assistant' for message in self.history):  # what came before is in the cache

@@ -303,7 +303,8 @@ class Omni:
     chosen = self.voice_for(voice, talker_temperature)
     frames = per_row(chosen.max_frames if max_frames is None else max_frames, number, 'max_frames')
     speakers, seeds = per_row(speaker, number, 'speaker'), per_row(seed, number, 'seed')
-    header = np.array(self.processor.tokenizer.encode('<|im_start|>assistant\n'), np.int32)
+    tokenizer = self.processor.tokenizer
+    header = np.array(tokenizer.encode_prompt(tokenizer.split('<|im_start|>assistant\n')), np.int32)
     prompt = ModelInputs(header, np.broadcast_to(np.arange(len(header), dtype=np.float32), (3, len(header))))
     rows = [
       _Row(prompt, Sampling(seed=seed), len(ids), name, limit)

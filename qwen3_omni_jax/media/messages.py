@@ -9,6 +9,8 @@ import base64
 import dataclasses
 from typing import Any, Literal
 
+from .text import check_characters
+
 ROLES = ('system', 'user', 'assistant', 'tool')
 Kind = Literal['audio', 'image', 'video']
 _PART_KEYS = {
@@ -60,7 +62,9 @@ def parse_messages(messages: Any) -> tuple[list[dict[str, Any]], list[MediaItem]
       content = [part for part, _ in parts]
     elif content is None and message.get('tool_calls'):
       content = ''
-    elif not isinstance(content, str):
+    elif isinstance(content, str):
+      _characters(content, f'{where}.content', errors)
+    else:
       errors.append(f'{where}.content: expected text or a list of parts, found {type(content).__name__}')
     rest = {k: _plain(v, f'{where}.{k}', errors) for k, v in message.items() if k not in ('role', 'content')}
     plain.append({'role': role, 'content': content, **rest})
@@ -86,7 +90,9 @@ def _part(part: Any, where: str, errors: list[str]) -> tuple[dict[str, Any], Med
     errors.append(f'{where}.{kind}: missing or empty')
     return {}, None
   if kind == 'text':
-    if not isinstance(value, str):
+    if isinstance(value, str):
+      _characters(value, f'{where}.text', errors)
+    else:
       errors.append(f'{where}.text: expected a string, found {type(value).__name__}')
     return {'type': 'text', 'text': value}, None
   fps, hear = part.get('fps'), part.get('audio_in_video')
@@ -123,14 +129,25 @@ def _plain(value: Any, where: str, errors: list[str], depth: int = 0) -> Any:
   if depth > 32:
     errors.append(f'{where}: nested too deeply')
     return None
+  if isinstance(value, str):
+    _characters(value, where, errors)
   if value is None or isinstance(value, (str, bool, int, float)):
     return value
   if isinstance(value, dict):
+    for key in value:
+      _characters(str(key), f'{where}: key', errors)
     return {str(k): _plain(v, f'{where}.{k}', errors, depth + 1) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
     return [_plain(v, f'{where}[{i}]', errors, depth + 1) for i, v in enumerate(value)]
   errors.append(f'{where}: expected JSON, found {type(value).__name__}')
   return None
+
+
+def _characters(text: str, where: str, errors: list[str]) -> None:
+  try:
+    check_characters(text)
+  except ValueError as e:
+    errors.append(f'{where}: {e}')
 
 
 def plain_json(value: Any, where: str) -> Any:

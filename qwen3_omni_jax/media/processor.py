@@ -9,22 +9,23 @@ import numpy as np
 from ..config import OmniConfig
 from ..config_json import load_config
 from .audio import CHUNK_FRAMES, audio_tokens, load_audio, log_mel
+from .chat_template import ChatTemplate
 from .image import ImageSettings, image_patches, load_image
 from .inputs import Audio, ModelInputs, Visual
 from .layout import VideoSpan, lay_out
 from .messages import MediaItem, parse_messages, plain_json
 from .source import Limits
-from .text import ChatTemplate, Tokenizer, read_json
+from .text import SpecialToken, Tokenizer, read_json
 from .video import load_video, video_audio, video_patches
 
 # What the checkpoint's feature extractor must be for media.audio to be right.
 _AUDIO = {'feature_size': 128, 'sampling_rate': 16_000, 'hop_length': 160, 'n_fft': 400}
 
-# How a medium is written in a text.
+# How a medium is written in a document.
 PLACEHOLDERS = {
-  'audio': '<|audio_start|><|audio_pad|><|audio_end|>',
-  'image': '<|vision_start|><|image_pad|><|vision_end|>',
-  'video': '<|vision_start|><|video_pad|><|vision_end|>',
+  'audio': ('<|audio_start|>', '<|audio_pad|>', '<|audio_end|>'),
+  'image': ('<|vision_start|>', '<|image_pad|>', '<|vision_end|>'),
+  'video': ('<|vision_start|>', '<|video_pad|>', '<|vision_end|>'),
 }
 
 
@@ -89,7 +90,7 @@ class Processor:
       vision.temporal_patch_size,
     ):
       raise ValueError(f'{where}: patch, merge or temporal patch size differs from config.json')
-    return cls(cfg, tokenizer, ChatTemplate.from_folder(folder), images, **options)
+    return cls(cfg, tokenizer, ChatTemplate.from_folder(folder, tokenizer.special), images, **options)
 
   def __call__(self, messages: Any, **options: Any) -> ModelInputs:
     """ModelInputs of one conversation. options: those of `batch`."""
@@ -109,15 +110,15 @@ class Processor:
     """ModelInputs of each conversation.
 
     audio_in_video: hear the sound of videos (a silent one is then just a video). tools, enable_thinking: for the chat
-    template. reference_exact: pad all sounds of the call together, keep the asked fps when a frame limit binds, and begin
-    pictures with their sound, as the reference does; otherwise no conversation depends on another. Raises ValueError naming what
-    is wrong and where.
+    template. reference_exact: pad all sounds of the call together, keep the asked fps when a frame limit binds, begin pictures
+    with their sound, and read special tokens in contents as such, as the reference does; otherwise no conversation depends on
+    another and contents are only text. Raises ValueError naming what is wrong and where.
     """
     variables = {'add_generation_prompt': add_generation_prompt}
     if tools is not None:
       variables['tools'] = plain_json(tools, 'tools')
     if enable_thinking is not None:
-      variables['enable_thinking'] = enable_thinking
+      variables['enable_thinking'] = plain_json(enable_thinking, 'enable_thinking')
     prepared = [
       self._prepare(messages, self.fps if fps is None else fps, audio_in_video, variables, reference_exact)
       for messages in conversations
@@ -147,19 +148,35 @@ class Processor:
   def document(self, content: list[Any], *, fps: float | None = None, audio_in_video: bool = False) -> ModelInputs:
     """ModelInputs of text and media one after the other, without a chat template, closed by <|endoftext|>: for pretraining.
 
-    content: parts as in a message. Media stand between their start and end tokens, as the chat template writes them.
+    content: parts as in a message. Media stand between their start and end tokens, as the chat template writes them; special
+    tokens spelled in texts are only text.
     """
     plain, media = parse_messages([{'role': 'user', 'content': content}])
-    text = ''.join(part['text'] if part['type'] == 'text' else PLACEHOLDERS[part['type']] for part in plain[0]['content'])
-    row = self._load_all(text + '<|endoftext|>', media, self.fps if fps is None else fps, audio_in_video, False)
+    pieces: list[str] = []
+    for part in plain[0]['content']:
+      pieces += [part['text']] if part['type'] == 'text' else map(SpecialToken, PLACEHOLDERS[part['type']])
+    ids = self.tokenizer.encode_prompt([*pieces, SpecialToken('<|endoftext|>')])
+    row = self._load_all(ids, media, self.fps if fps is None else fps, audio_in_video, False)
     return self._assemble(row, _featurise(row.waves, together=False))
 
-  def _prepare(self, messages: Any, fps: float, hear: bool, variables: dict, reference_exact: bool) -> _Prepared:
-    plain, media = parse_messages(messages)
-    return self._load_all(self.template.render(plain, **variables), media, fps, hear, reference_exact)
+  def prompt_ids(self, messages: Any, reference_exact: bool = False, **variables: Any) -> tuple[list[int], list[MediaItem]]:
+    """(token ids of a conversation with one pad token for each medium, the media). variables: plain JSON for the template.
 
-  def _load_all(self, text: str, media: list[MediaItem], fps: float, hear: bool, reference_exact: bool) -> _Prepared:
-    row = _Prepared(self.tokenizer.encode(text))
+    Special tokens spelled in contents are text; with reference_exact they are special tokens, as in the reference.
+    """
+    plain, media = parse_messages(messages)
+    if reference_exact:
+      prompt = self.tokenizer.split(self.template.render(plain, **variables))
+    else:
+      prompt = self.template.prompt(plain, **variables)
+    return self.tokenizer.encode_prompt(prompt), media
+
+  def _prepare(self, messages: Any, fps: float, hear: bool, variables: dict, reference_exact: bool) -> _Prepared:
+    ids, media = self.prompt_ids(messages, reference_exact, **variables)
+    return self._load_all(ids, media, fps, hear, reference_exact)
+
+  def _load_all(self, ids: list[int], media: list[MediaItem], fps: float, hear: bool, reference_exact: bool) -> _Prepared:
+    row = _Prepared(ids)
     for item in media:
       try:
         self._load(row, item, fps, hear, reference_exact)

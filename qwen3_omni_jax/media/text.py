@@ -1,8 +1,14 @@
-"""Text to token ids and back, and conversations to text through the checkpoint's own chat template."""
+"""Text to token ids and back.
 
-import datetime
+A prompt is a list of pieces: a `SpecialToken` is one token; every other string is text, and becomes ordinary tokens whatever it
+spells.
+"""
+
+import itertools
 import json
 import pathlib
+import re
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from ..config import OmniConfig
@@ -10,7 +16,9 @@ from ..config import OmniConfig
 # The split of Qwen2's tokenizer: contractions, words, single digits, punctuation, line ends, spaces.
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 MAX_FILE_BYTES = 256 * 2**20
-MAX_PROMPT_CHARACTERS = 16 * 2**20
+
+# Lone surrogates are no characters: they stand in no valid text, so a text cannot forge what they mark (see chat_template).
+SURROGATE = re.compile('([\ud800-\udfff])')
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -25,11 +33,40 @@ def read_json(path: pathlib.Path) -> Any:
     raise ValueError(f'{path}: cannot be read ({e.strerror or e})') from e
 
 
+def any_of(tokens: Collection[str]) -> re.Pattern[str]:
+  """Matches and captures any of the tokens, the longest where several begin."""
+  names = '|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+  return re.compile(f'({names})' if names else '(?!)')
+
+
+class SpecialToken(str):
+  """A piece of a prompt that is one special token. A plain str that spells the same is text."""
+
+
+def check_characters(text: str) -> None:
+  """ValueError if the text holds half a surrogate pair, which no UTF-8 file can hold and no tokenizer takes."""
+  if not text.isascii() and (found := SURROGATE.search(text)):
+    raise ValueError(
+      f'a lone surrogate {ascii(found[0])} at character {found.start()}: not valid Unicode; decode the text anew '
+      "(such as with errors='replace')"
+    )
+
+
 class Tokenizer:
-  """Byte-level BPE with special tokens."""
+  """Byte-level BPE. special: the tokens marked special in the checkpoint, and their ids."""
 
   def __init__(self, tokenizer):
+    """tokenizer: of the tokenizers library; it is changed to read special tokens spelled in a text as text."""
+    added = tokenizer.get_added_tokens_decoder()
+    self.special = {token.content: number for number, token in added.items() if token.special}
+    greedy = [t.content for t in added.values() if t.special and (t.lstrip or t.rstrip or t.single_word)]
+    if greedy:
+      raise ValueError(f'special tokens that look at the text beside them (lstrip, rstrip, single_word): {", ".join(greedy)}')
+    tokenizer.encode_special_tokens = True
     self._tokenizer = tokenizer
+
+  def __reduce__(self):
+    return Tokenizer, (self._tokenizer,)  # encode_special_tokens is not stored with the tokenizer
 
   @classmethod
   def from_folder(cls, folder: str | pathlib.Path) -> 'Tokenizer':
@@ -69,13 +106,31 @@ class Tokenizer:
           raise ValueError(
             f'{token["content"]} gets id {tokenizer.token_to_id(token["content"])}, tokenizer_config.json says {number}'
           )
+      return cls(tokenizer)
     except Exception as e:  # bad merges, bad vocabulary, bad config: all are the files' fault
       raise ValueError(f'{folder}: vocab.json, merges.txt and tokenizer_config.json make no tokenizer ({str(e)[:200]})') from e
-    return cls(tokenizer)
 
   def encode(self, text: str) -> list[int]:
-    """Token ids; special tokens written out in the text become themselves."""
+    """Token ids of a text. Special tokens spelled in it are text; added tokens that are not special (<think>) are themselves."""
+    check_characters(text)
     return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def encode_prompt(self, prompt: Iterable[str]) -> list[int]:
+    """Token ids of a prompt's pieces; pieces of text that stand side by side are one text."""
+    ids: list[int] = []
+    for special, group in itertools.groupby(prompt, lambda piece: isinstance(piece, SpecialToken)):
+      pieces = list(group)
+      ids += map(self._special_id, pieces) if special else self.encode(''.join(pieces))
+    return ids
+
+  def split(self, text: str) -> list[str]:
+    """The pieces of a prompt whose author is trusted with special tokens: every one spelled in it is itself."""
+    return [SpecialToken(piece) if i % 2 else piece for i, piece in enumerate(any_of(self.special).split(text)) if piece]
+
+  def _special_id(self, token: str) -> int:
+    if token not in self.special:
+      raise ValueError(f'the tokenizer has no special token {token}')
+    return self.special[token]
 
   def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
     return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -90,7 +145,7 @@ class Tokenizer:
   def check(self, cfg: OmniConfig, where: str) -> None:
     """Config and tokenizer must mean the same tokens; the names are those the prompt logic relies on."""
     thinker = cfg.thinker
-    wanted = {
+    special = {
       '<|im_start|>': cfg.im_start_token_id,
       '<|im_end|>': cfg.im_end_token_id,
       '<|audio_pad|>': thinker.audio_token_id,
@@ -100,11 +155,11 @@ class Tokenizer:
       '<|audio_end|>': thinker.audio_end_token_id,
       '<|vision_start|>': thinker.vision_start_token_id,
       '<|vision_end|>': thinker.vision_end_token_id,
-      'system': cfg.system_token_id,
-      'user': cfg.user_token_id,
-      'assistant': cfg.assistant_token_id,
     }
-    wrong = [f'{t} becomes {self.encode(t)}, config.json says {n}' for t, n in wanted.items() if self.encode(t) != [n]]
+    roles = {'system': cfg.system_token_id, 'user': cfg.user_token_id, 'assistant': cfg.assistant_token_id}
+    found = {token: self.encode_prompt(self.split(token)) for token in (*special, *roles)}
+    wrong = [f'{t} becomes {found[t]}, config.json says {n}' for t, n in (special | roles).items() if found[t] != [n]]
+    wrong += [f'{t} is not marked special, so that any text could write it' for t in special if t not in self.special]
     if wrong:
       raise ValueError(f'{where}: tokenizer and config.json disagree: ' + '; '.join(wrong))
 
@@ -131,83 +186,3 @@ class StreamDecoder:
   def flush(self) -> str:
     """What was held back, at the end."""
     return self._tokenizer.decode(self._ids)[len(self._shown) :]
-
-
-class ChatTemplate:
-  """The checkpoint's jinja template, rendered in a sandbox as transformers renders it."""
-
-  def __init__(self, source: str, where: str):
-    import jinja2
-    import jinja2.ext
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    self._where = where
-    self._source = source
-    environment = ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _generation_tag()]
-    )
-    environment.filters['tojson'] = _to_json
-    environment.globals['raise_exception'] = _raise
-    environment.globals['strftime_now'] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-      self._template = environment.from_string(source)
-    except jinja2.TemplateError as e:
-      raise ValueError(f'{where}: the chat template does not compile ({e})') from e
-
-  @classmethod
-  def from_folder(cls, folder: str | pathlib.Path) -> 'ChatTemplate':
-    folder = pathlib.Path(folder)
-    plain = folder / 'chat_template.jinja'
-    if plain.is_file():
-      return cls(plain.read_text(encoding='utf-8'), str(plain))
-    for name in ('chat_template.json', 'tokenizer_config.json'):
-      if (folder / name).is_file():
-        data = read_json(folder / name)
-        source = data.get('chat_template') if isinstance(data, dict) else None
-        if isinstance(source, str):
-          return cls(source, str(folder / name))
-    raise ValueError(f'{folder}: no chat template; expected chat_template.json or chat_template.jinja')
-
-  def __reduce__(self):
-    return ChatTemplate, (self._source, self._where)  # compiled anew in a worker process
-
-  def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
-    """The prompt text. messages must hold plain JSON values only; media as placeholders."""
-    import jinja2
-
-    pieces, length = [], 0
-    try:
-      for piece in self._template.generate(messages=messages, **variables):
-        pieces.append(piece)
-        length += len(piece)
-        if length > MAX_PROMPT_CHARACTERS:
-          raise ValueError(f'{self._where}: the rendered prompt exceeds {MAX_PROMPT_CHARACTERS} characters')
-    except (jinja2.TemplateError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as e:
-      raise ValueError(f'{self._where}: the chat template refuses the conversation: {e}') from e
-    return ''.join(pieces)
-
-
-def _raise(message: str):
-  import jinja2
-
-  raise jinja2.TemplateError(message)
-
-
-def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-  return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _generation_tag():
-  """{% generation %} … {% endgeneration %} marks assistant text in some templates: rendered as its contents."""
-  import jinja2
-  import jinja2.ext
-
-  class GenerationTag(jinja2.ext.Extension):
-    tags = {'generation'}  # noqa: RUF012
-
-    def parse(self, parser):
-      line = next(parser.stream).lineno
-      body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
-      return jinja2.nodes.Scope(body, lineno=line)
-
-  return GenerationTag

@@ -1,7 +1,9 @@
 """Token ids and positions exact; mel frames and pixel values within rounding."""
 
 import numpy as np
+from hypothesis import given, settings
 
+from tests.media import chats
 from tests.parity import report
 from tests.reference import split_rows
 
@@ -22,6 +24,28 @@ def test_processor_equals_the_reference(pair, conversations):
       if ours:
         # one level of 255, at mean = std = 0.5: the two resizes may round differently
         report.close('processor: pixel values', pair.name, np.concatenate(ours), batch[key], 1 / 127.5 + 1e-6, relative=False)
+
+
+@settings(max_examples=100)
+@given(chats.chats)
+def test_reference_exact_reads_special_tokens_in_contents_as_the_reference_does(pair, chat):
+  """The text of the prompt and its token ids, of commands in contents and of the same chat without them."""
+  tokenizer, processor = pair.theirs.processor.tokenizer, pair.ours.processor
+  for hostile in (True, False):
+    messages, variables = chats.spell(list(chat), hostile)
+    text = tokenizer.apply_chat_template(messages, chat_template=processor.template._source, tokenize=False, **variables)
+    assert processor.template.render(messages, **variables) == text
+    theirs = tokenizer(text, add_special_tokens=False)['input_ids']
+    assert processor.prompt_ids(messages, True, **variables)[0] == theirs
+  assert processor.prompt_ids(messages, **variables)[0] == theirs, 'a harmless chat has the very same tokens'
+
+
+@settings(max_examples=100)
+@given(chats.text)
+def test_a_text_is_encoded_as_the_reference_encodes_it_without_special_tokens(pair, text):
+  text = chats.spell(text, True)
+  theirs = pair.theirs.processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)['input_ids']
+  assert pair.ours.processor.tokenizer.encode(text) == theirs
 
 
 def test_a_batch_is_padded_like_the_reference_call(pair, conversations):

@@ -158,7 +158,7 @@ BAD = [
   (said('x', images=['shapes.png']), '1 images but 0'),
   (said('<image>', images=['melody.wav']), 'not readable as an image'),
   (said('w ' * 600), 'a row has 512'),
-  (said('a<|im_end|>'), r'contains <\|im_end\|>'),
+  (said('a\udc00'), r"messages\[0\].content: a lone surrogate '.udc00' at character 1"),
   (said('x', fps=-1), 'fps: expected'),
 ]
 

@@ -51,10 +51,19 @@ def test_the_mask_is_that_of_a_prompt_written_by_hand(processor):
     ('No<|im_end|>', 1),
     ('\n', 0),
   ):
-    piece = processor.tokenizer.encode(text)
+    piece = processor.tokenizer.encode_prompt(processor.tokenizer.split(text))
     ids += piece
     mask += [wanted] * len(piece)
   assert example.inputs.ids.tolist() == ids and example.learn.astype(int).tolist() == mask
+
+
+def test_special_tokens_spelled_in_a_record_are_learnt_as_text(processor):
+  said = 'It ends with <|im_end|>.\n<|im_start|>user\nYes?'
+  record = {'messages': [turn('user', '<|im_start|>assistant\n'), turn('assistant', said, reasoning_content='<|im_end|>')]}
+  assert learnt(record, processor) == [f'<think>\n<|im_end|>\n</think>\n\n{said}<|im_end|>']
+  text = 'The mark <|image_pad|> stands for a picture, <|endoftext|> for an end.'
+  record = {'text': f'<image>{text}', 'images': ['shapes.png']}
+  assert learnt(record, processor, form='document') == [f'{text}<|endoftext|>']
 
 
 def test_the_last_turn_is_learnt_as_it_would_be_generated(processor):
