@@ -66,6 +66,7 @@ def make_timeline(times: np.ndarray, end: float, stated_rate: float, tick_s: flo
 
   stated_rate: frames per second by the file's header. tick_s: the unit its times are kept in. known: late_s, has_audio.
   """
+  end = float(end)
   gaps = np.diff(times, append=end)
   shortest = float(gaps[gaps > 0].min()) if (gaps > 0).any() else 1 / stated_rate
   rounding = min(1.01 * max(tick_s, ROUNDING_S), shortest / 4)
