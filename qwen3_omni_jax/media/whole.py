@@ -12,6 +12,7 @@ import zlib
 _BEGINNINGS = (b'RIFF', b'RIFX', b'RF64', b'FORM', b'riff', b'caff', b'.snd', b'fLaC', b'OggS')
 _OPEN = 2**31 - 2**16  # sizes from here on stand for "not known yet" in files of less
 _CHUNKS = 10_000  # looked at
+_MP3_REST = 2048  # bytes: the length an MP3 states may be wrong by its own frame, which has at most 1,441
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,11 @@ def second_recording(data: bytes) -> int | None:
     return _second_movie(data)
   if data[:4] == b'\x1a\x45\xdf\xa3':
     return _second_matroska(data)
-  if tag := mp3_tag(data):
-    end = tag.start + (tag.bytes or 0)
+  if (tag := mp3_tag(data)) and tag.bytes:
+    end = tag.start + tag.bytes
     end += 128 if data[end : end + 3] == b'TAG' else 0
-    again = mp3_tag(data[end : end + 2**20]) if tag.bytes else None
-    return end if again is not None and (again.start == 0 or data[end : end + 3] == b'ID3') else None
+    again = mp3_tag(data[end : end + 2**20]) or (len(data) - end > _MP3_REST and _is_mp3_frame(data, end))
+    return end if again else None
   return _sound_and_next(data)[1]
 
 
@@ -114,7 +115,7 @@ def mp3_tag(data: bytes) -> Mp3Tag | None:
   start = 0
   if data[:3] == b'ID3' and len(data) > 10:
     start = 10 + sum((byte & 127) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-  if len(data) < start + 4 or data[start] != 0xFF or data[start + 1] & 0xE0 != 0xE0:
+  if not _is_mp3_frame(data, start):
     return None
   found = re.compile(b'Xing|Info').search(data, start, start + 44)  # behind the frame's header and side information
   if found is None or len(data) < found.end() + 12:
@@ -123,6 +124,14 @@ def mp3_tag(data: bytes) -> Mp3Tag | None:
   frames = numbers[0] if flags & 1 else None
   size = numbers[1 if flags & 1 else 0] if flags & 2 else None
   return Mp3Tag(start, frames, size)
+
+
+def _is_mp3_frame(data: bytes, at: int) -> bool:
+  """Does an MPEG audio frame begin here: its sync word, and no reserved layer, bit rate or sample rate."""
+  head = data[at : at + 4]
+  return (
+    len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 6 > 0 and head[2] >> 4 < 15 and head[2] & 12 < 12
+  )
 
 
 _MIRRORED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))

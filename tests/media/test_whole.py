@@ -75,6 +75,19 @@ def test_a_second_recording_in_a_file_is_refused(kind, subtype):
   np.testing.assert_array_equal(load_audio(one + bytes(3000))[:64_000], load_audio(one)[:64_000])  # padding is none
 
 
+def test_frames_behind_the_stated_end_of_an_mp3_are_a_second_recording():
+  """soundfile would stop before them."""
+  one, two = encoded(BEEPS, 'MP3', None), encoded(tone(2.0), 'MP3', None)
+  tag = mp3_tag(two)
+  untagged = two[tag.start + 400 :]
+  untagged = untagged[untagged.index(two[:2]) :]  # from its first frame of sound on
+  assert mp3_tag(untagged) is None
+  for follows in (untagged, b'ID3\x03\0\0\0\0\0\x0a' + bytes(10) + two, b'TAG' + bytes(125) + two):
+    with pytest.raises(ValueError, match='a second recording begins at byte'):
+      load_audio(one + follows)
+  assert len(load_audio(one + b'TAG' + bytes(125))) == 64_000
+
+
 def test_sizes_that_stand_for_unknown_ones_promise_nothing():
   """What streams write before they know: 0, or as much as fits."""
   data = bytearray(encoded(BEEPS, 'WAV', 'PCM_16'))
