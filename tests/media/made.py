@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 SIZE = (32, 48)
 
@@ -43,13 +44,15 @@ def video(
   sound_codec: str = 'pcm_s16le',
   rate_hz: int = 16_000,
   extra_sound: np.ndarray | None = None,
+  default_sound: int | None = None,
   tick: int = 1000,
   b_frames: int = 0,
 ) -> bytes:
   """A file of pictures shown at times_s (or evenly at fps), and of sound 'W' that begins at sound_start_s.
 
   last_s: how long the last picture is shown, where the container can say so. sound_times: (from, to, begin): stretches of the
-  sound, and when each is heard; else all of it is heard at once. extra_sound: a second sound track. tick: units of time a second.
+  sound, and when each is heard; else all of it is heard at once. extra_sound: a second sound track; default_sound: which of the
+  two is marked. tick: units of time a second. b_frames: how many pictures in a row may be coded after a later one.
   """
   out = io.BytesIO()
   rate = Fraction(fps).limit_denominator(1001)
@@ -62,6 +65,8 @@ def video(
     stream.codec_context.time_base = Fraction(1, tick)
     stream.codec_context.thread_count = 1
     sounds = [container.add_stream(sound_codec, rate=rate_hz, layout='mono') for s in (sound, extra_sound) if s is not None]
+    if default_sound is not None:
+      sounds[default_sound].disposition = Disposition.default
     packets = []
     for i, pixels in enumerate(pictures):
       frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')

@@ -4,7 +4,6 @@ Seeded, so a failure can be repeated: the message names the medium's number and 
 """
 
 import collections
-import dataclasses
 import io
 
 import numpy as np
@@ -19,14 +18,6 @@ from tests.media.test_transparency import png_16
 
 IMAGES, SOUNDS, VIDEOS = 400, 300, 300
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope='module')
-def processor(tiny_folder) -> Processor:
-  """With small pictures left small: the sizes are not what is tested."""
-  processor = Processor.from_folder(tiny_folder)
-  processor.images = dataclasses.replace(processor.images, min_pixels=1024, video_min_pixels=1024)
-  return processor
 
 
 def alike(processor: Processor, kind: str, odd, plain, what: str, mel: float = 1e-4, **options) -> None:
@@ -93,11 +84,11 @@ def drawn_image(rng: np.random.Generator) -> tuple[str, bytes, np.ndarray]:
   return f'{kind}, alpha {alpha}, orientation {orientation}', file.getvalue(), want
 
 
-def test_images(processor):
+def test_images(small_processor):
   rng, counts = np.random.default_rng(0), collections.Counter()
   for i in range(IMAGES):
     what, data, plain = drawn_image(rng)
-    alike(processor, 'image', data, plain, f'image {i}: {what}')
+    alike(small_processor, 'image', data, plain, f'image {i}: {what}')
     counts[what.split(',')[0]] += 1
   print(f'{IMAGES} images:', dict(counts))
   assert len(counts) == 12 and min(counts.values()) >= 15
@@ -125,7 +116,7 @@ def drawn_sound(rng: np.random.Generator) -> tuple[str, bytes, tuple[np.ndarray,
   return f'{kind} {subtype}, {rate} Hz, {channels} channels', data, (samples.mean(1), rate), SUBTYPES[subtype]
 
 
-def test_sounds(processor):
+def test_sounds(small_processor):
   from qwen3_omni_jax.media.audio import load_audio
 
   rng, counts = np.random.default_rng(1), collections.Counter()
@@ -133,7 +124,7 @@ def test_sounds(processor):
     what, data, plain, error = drawn_sound(rng)
     got, want = load_audio(data), load_audio(plain)
     assert len(got) == len(want) and np.abs(got - want).max() < 2 * error + 1e-6, f'sound {i}: {what}'
-    alike(processor, 'audio', data, plain, f'sound {i}: {what}', mel=1e-3 + 20 * error)
+    alike(small_processor, 'audio', data, plain, f'sound {i}: {what}', mel=1e-3 + 20 * error)
     counts[what.split()[0]] += 1
   print(f'{SOUNDS} sounds:', dict(counts))
   assert len(counts) == 7 and min(counts.values()) >= 15
@@ -170,18 +161,18 @@ def drawn_video(rng: np.random.Generator) -> tuple[str, bytes, bytes, bool, floa
   return f'{kind}, {len(set(spacing))} spacings, zero {zero}, {late_sound=}, {late_pictures=}', odd, plain, heard, late_pictures
 
 
-def test_videos(processor):
+def test_videos(small_processor):
   """Late pictures are compared one position axis apart: their tokens stand later among the sound's."""
   rng, counts = np.random.default_rng(2), collections.Counter()
-  token = processor.cfg.thinker.video_token_id
+  token = small_processor.cfg.thinker.video_token_id
   for i in range(VIDEOS):
     what, odd, plain, heard, late = drawn_video(rng)
     what = f'video {i}: {what}'
     fps = float(rng.choice([0.7, 1, 2, 3, 5]))
     if late:
-      alike(processor, 'video', odd, plain, what, fps=fps, audio_in_video=False)
+      alike(small_processor, 'video', odd, plain, what, fps=fps, audio_in_video=False)
       rows = [
-        processor([{'role': 'user', 'content': [{'type': 'video', 'video': m}]}], fps=fps, audio_in_video=True)
+        small_processor([{'role': 'user', 'content': [{'type': 'video', 'video': m}]}], fps=fps, audio_in_video=True)
         for m in (odd, plain)
       ]
       np.testing.assert_array_equal(np.sort(rows[0].ids), np.sort(rows[1].ids), what)
@@ -189,7 +180,7 @@ def test_videos(processor):
       np.testing.assert_allclose(times[0] - times[1], 13 * late, atol=0.03, err_msg=what)
       np.testing.assert_allclose(rows[0].audios[0].mel, rows[1].audios[0].mel, atol=1e-4, err_msg=what)
     else:
-      alike(processor, 'video', odd, plain, what, fps=fps, audio_in_video=heard)
+      alike(small_processor, 'video', odd, plain, what, fps=fps, audio_in_video=heard)
     counts[what.split()[2].strip(',') + (', late pictures' if late else '')] += 1
   print(f'{VIDEOS} videos:', dict(counts))
   assert len(counts) == 6 and min(counts.values()) >= 10

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from qwen3_omni_jax.media.layout import VideoSpan, lay_out
-from qwen3_omni_jax.media.processor import Processor
 from tests.infer.test_talker_inputs import AUDIO, AUDIO_END, AUDIO_START, IMAGE, VIDEO, VISION_END, VISION_START, Conversation
 from tests.media.made import picture, tone, video
 
@@ -36,15 +35,14 @@ def test_two_videos_keep_their_own_seconds_per_grid(hear, seconds):
   np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-def test_a_frame_limit_of_one_video_leaves_the_other_alone(tiny_folder):
+def test_a_frame_limit_of_one_video_leaves_the_other_alone(small_processor):
   """6 s asked for at 2 a second, and 20 s at a fifth, where the least number of frames binds: 4 of them, 10 s a grid."""
-  processor = Processor.from_folder(tiny_folder)
   one = {'type': 'video', 'video': video([picture(i) for i in range(12)], fps=2, sound=tone(6.0))}
   two = {'type': 'video', 'video': video([picture(i) for i in range(40)], fps=2, sound=tone(20.0)), 'fps': 0.1}
-  token = processor.cfg.thinker.video_token_id
+  token = small_processor.cfg.thinker.video_token_id
   for hear in (False, True):
-    alone = [processor([{'role': 'user', 'content': [v]}], audio_in_video=hear) for v in (one, two)]
-    both = processor([{'role': 'user', 'content': [one, two]}], audio_in_video=hear)
+    alone = [small_processor([{'role': 'user', 'content': [v]}], audio_in_video=hear) for v in (one, two)]
+    both = small_processor([{'role': 'user', 'content': [one, two]}], audio_in_video=hear)
     times = np.split(both.positions[0, both.ids == token], [int(np.sum(alone[0].ids == token))])
     for got, single, per_grid in zip(times, alone, (1.0, 10.0), strict=True):
       want = single.positions[0, single.ids == token]

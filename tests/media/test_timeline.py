@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qwen3_omni_jax.media.audio import load_audio
 from qwen3_omni_jax.media.processor import Processor
 from qwen3_omni_jax.media.timeline import make_timeline
 from qwen3_omni_jax.media.video import load_video, sample_indices, sample_times, video_audio
@@ -14,11 +15,6 @@ BURSTS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 3.0, 3.1, 3.2, 9.0, 9.1, 9.2]  # seconds; 
 def held(times: list[float], pictures: list[np.ndarray], end: float, fps: int = 10) -> list[np.ndarray]:
   """The same film at a constant rate: each picture as often as it is shown."""
   return [pictures[np.searchsorted(times, i / fps + 1e-6, 'right') - 1] for i in range(round(end * fps))]
-
-
-@pytest.fixture(scope='module')
-def processor(tiny_folder) -> Processor:
-  return Processor.from_folder(tiny_folder)
 
 
 def asked(processor: Processor, data: bytes, hear: bool = True):
@@ -81,26 +77,26 @@ def test_the_last_frame_is_shown_as_long_as_the_file_says():
 
 
 @pytest.mark.parametrize('kind, zero', [('matroska', 0.0), ('matroska', 5.0), ('mov', 0.0), ('nut', 5.0), ('nut', -2.0)])
-def test_late_sound_has_silence_before_it(processor, kind, zero):
+def test_late_sound_has_silence_before_it(small_processor, kind, zero):
   """As the same film whose sound is silent at first: same tokens, positions and mel. A second is 13 tokens."""
   pictures, beep = [picture(i) for i in range(30)], tone(2.0)
-  late = asked(processor, video(pictures, sound=beep, sound_start_s=zero + 1.0, start_s=zero, kind=kind))
-  plain = asked(processor, video(pictures, sound=np.r_[np.zeros(16_000, np.float32), beep]))
+  late = asked(small_processor, video(pictures, sound=beep, sound_start_s=zero + 1.0, start_s=zero, kind=kind))
+  plain = asked(small_processor, video(pictures, sound=np.r_[np.zeros(16_000, np.float32), beep]))
   np.testing.assert_array_equal(late.ids, plain.ids)
   np.testing.assert_array_equal(late.positions, plain.positions)
   np.testing.assert_allclose(late.audios[0].mel, plain.audios[0].mel, atol=1e-5)
   np.testing.assert_array_equal(late.visuals[0].patches, plain.visuals[0].patches)
-  prompt = asked(processor, video(pictures, sound=beep))
-  audio = processor.cfg.thinker.audio_token_id
+  prompt = asked(small_processor, video(pictures, sound=beep))
+  audio = small_processor.cfg.thinker.audio_token_id
   assert np.sum(late.ids == audio) == np.sum(prompt.ids == audio) + 13
 
 
 @pytest.mark.parametrize('kind', ['matroska', 'mov', 'nut'])
-def test_late_pictures_have_later_positions(processor, kind):
+def test_late_pictures_have_later_positions(small_processor, kind):
   pictures, beep = [picture(i) for i in range(20)], tone(3.0)
-  late = asked(processor, video(pictures, sound=beep, start_s=1.0, kind=kind))
-  plain = asked(processor, video(pictures, sound=beep))
-  video_token, audio_token = processor.cfg.thinker.video_token_id, processor.cfg.thinker.audio_token_id
+  late = asked(small_processor, video(pictures, sound=beep, start_s=1.0, kind=kind))
+  plain = asked(small_processor, video(pictures, sound=beep))
+  video_token, audio_token = small_processor.cfg.thinker.video_token_id, small_processor.cfg.thinker.audio_token_id
   begin = lambda row: int(np.flatnonzero(np.isin(row.ids, (video_token, audio_token)))[0])
   time = lambda row, token: row.positions[0, row.ids == token] - row.positions[0, begin(row)]
   np.testing.assert_allclose(time(late, video_token), time(plain, video_token) + 13)
@@ -112,17 +108,17 @@ def test_late_pictures_have_later_positions(processor, kind):
   # Alone, a track begins at its own zero.
   for alone in (False, True):
     got, want = (
-      asked(processor, video(pictures, sound=beep if alone is False else None, start_s=s, kind=kind), hear=alone)
+      asked(small_processor, video(pictures, sound=beep if alone is False else None, start_s=s, kind=kind), hear=alone)
       for s in (1.0, 0.0)
     )
     np.testing.assert_array_equal(got.positions, want.positions)
 
 
-def test_tracks_that_begin_a_moment_apart_begin_together(processor):
+def test_tracks_that_begin_a_moment_apart_begin_together(small_processor):
   pictures, beep = [picture(i) for i in range(20)], tone(2.0)
-  plain = asked(processor, video(pictures, sound=beep))
+  plain = asked(small_processor, video(pictures, sound=beep))
   for apart in ({'start_s': 0.03}, {'sound_start_s': 0.03}):
-    row = asked(processor, video(pictures, sound=beep, **apart))
+    row = asked(small_processor, video(pictures, sound=beep, **apart))
     np.testing.assert_array_equal(row.positions, plain.positions)
     np.testing.assert_array_equal(row.audios[0].mel, plain.audios[0].mel)
 
@@ -162,10 +158,12 @@ def test_a_clock_that_runs_back_is_refused():
     read(one)
 
 
-def test_the_default_track_counts_and_a_cover_is_no_video(samples):
-  both = video([picture(i) for i in range(10)], sound=tone(1.0, 440), extra_sound=tone(1.0, 1760))
-  heard = video_audio(both)
-  assert np.argmax(np.abs(np.fft.rfft(heard))) == 440  # the first, where none or all are marked
+def test_the_default_track_counts_and_a_cover_is_no_video():
+  pitch = lambda wave: np.argmax(np.abs(np.fft.rfft(wave[:16_000])))
+  two = {'sound': tone(1.0, 440), 'extra_sound': tone(1.0, 1760)}
+  for marked, heard in ((None, 440), (0, 440), (1, 1760)):
+    data = video([picture(i) for i in range(10)], default_sound=marked, **two)
+    assert pitch(video_audio(data)) == pitch(load_audio(data)) == heard
   cover = with_cover()
   with pytest.raises(ValueError, match='no video in it'):
     load_video(cover, fps=2)
