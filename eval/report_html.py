@@ -160,7 +160,7 @@ def _picture(data: Any):
 def _frame(data: Any):
   import av
 
-  with av.open(io.BytesIO(data) if isinstance(data, bytes) else str(data)) as container:
+  with av.open(io.BytesIO(data) if isinstance(data, bytes) else str(data), 'r') as container:
     stream = container.streams.video[0]
     if container.duration:
       container.seek(container.duration // 2)

@@ -8,12 +8,13 @@ pod. The current mesh is jax's own (`with jax.set_mesh(mesh):`); there is no oth
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+T = TypeVar('T')
 MESH_AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
 BATCH_AXES = ('data', 'fsdp', 'expert')  # rows are shared out over these: experts are reached from wherever a token is
 
@@ -170,8 +171,8 @@ def current_mesh():
   return None if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual else mesh
 
 
-def follow_params(function):
-  """function(params, ...), run with the mesh in force on which the parameters lie: the computation follows them."""
+def follow_params(function: Callable[..., T]) -> Callable[..., T]:
+  """function(params, ...), run with the mesh of the parameters as the current one: the computation follows them."""
 
   @functools.wraps(function)
   def call(params, *args, **kwargs):
@@ -182,6 +183,11 @@ def follow_params(function):
       return function(params, *args, **kwargs)
 
   return call
+
+
+def jitted(function: Any) -> Any:
+  """The function of `jax.jit` that `follow_params` wraps, or the function itself: to lower it, or to count its programs."""
+  return function if hasattr(function, 'lower') else function.__wrapped__
 
 
 def batch_axes(rows: int, mesh, axes: Sequence[str] = BATCH_AXES) -> tuple[str, ...]:

@@ -11,8 +11,7 @@ from .records import KINDS  # losses are reported by kind of record
 __all__ = ['KINDS', 'TrainBatch']
 
 
-@flax.struct.dataclass
-class TrainBatch:
+class TrainBatch(flax.struct.PyTreeNode):
   """B rows of T tokens, several records to a row.
 
   tokens.segment numbers the records of a row from 1; 0 is padding. targets: the next token of the same record. weights: of each

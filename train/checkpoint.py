@@ -74,7 +74,7 @@ class Checkpoints:
     """Of the parameters in the newest checkpoint that says so, by path."""
     for step in self.steps():
       try:
-        found = self._manager.item_metadata(step).params
+        found = self._manager.item_metadata(step)['params']
         return {path: leaf.dtype for path, leaf in flatten(getattr(found, 'tree', found)).items()}
       except Exception:  # a damaged one: restore tells
         continue
@@ -104,7 +104,7 @@ class Checkpoints:
         continue
       for bad in failed:
         self._set_aside(bad)
-      return _joined(like, found.params, found.state), found.data, found.config
+      return _joined(like, found['params'], found['state']), found['data'], found['config']
     if failed:
       raise ValueError(f'{self.folder}: all of {", ".join(map(str, failed))} are damaged; remove the folder to begin anew')
     return None

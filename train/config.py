@@ -10,11 +10,13 @@ import pathlib
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from .stages import LoraPart, Part
+
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Recipe:
   step: Step = Step()
 
 
-def from_data(cls, data: Any, where: str = ''):
+def from_data(cls: type[T], data: Any, where: str = '') -> T:
   """An instance of a dataclass from plain data. Raises ValueError listing every unknown key and every value that does not fit."""
   problems: list[str] = []
   built = _convert(cls, data, where, problems)
@@ -134,7 +136,7 @@ def _add_problem(where: str, expected: str, value, problems: list[str]) -> None:
   problems.append(f'{where}: expected {expected}, found {str(value)[:80]!r}')
 
 
-def read(cls, file: str | pathlib.Path | None, overrides: Sequence[str] = ()):
+def read(cls: type[T], file: str | pathlib.Path | None, overrides: Sequence[str] = ()) -> T:
   """An instance of cls from a file and then from overrides such as `optimiser.name=muon` (values in YAML).
 
   file: a path, or the name of one that comes with the package (`s2_general`). A string `extends` in it names a file to start

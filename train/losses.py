@@ -83,8 +83,7 @@ def _logits_backward(inputs, dy):
 _logits.defvjp(lambda x, head: (_logits(x, head), (x, head)), _logits_backward)
 
 
-@flax.struct.dataclass
-class RouterSums:
+class RouterSums(flax.struct.PyTreeNode):
   """What the losses need of a layer's routing, averaged over valid tokens. lost: pairs that a bounded buffer had no room for."""
 
   load: Float[Array, '*L E']  # share of the pairs of token and expert; balanced: 1/E

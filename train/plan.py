@@ -108,7 +108,6 @@ def recipe_of(job: Job):
   from .run_config import Run
 
   recipe = read(Run, job.stage)
-  assert recipe is not None
   return dataclasses.replace(recipe, step=dataclasses.replace(recipe.step, buffer=job.buffer, remat=job.remat))
 
 
@@ -163,7 +162,7 @@ def compile_program(cfg: OmniConfig, job: Job, mesh) -> Compiled:
   with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]), tempfile.TemporaryDirectory() as folder:
     lowered = function.lower(*args)
     # What libtpu compiles without a TPU cannot be read back from jax's persistent cache: do not let it be written there.
-    shortest = jax.config.jax_persistent_cache_min_compile_time_secs
+    shortest = jax.config.values['jax_persistent_cache_min_compile_time_secs']
     jax.config.update('jax_persistent_cache_min_compile_time_secs', float('inf'))
     try:
       compiled = lowered.compile(compiler_options={'xla_dump_to': folder, 'xla_dump_hlo_as_text': True})

@@ -114,6 +114,7 @@ def _prefill(cfg: OmniConfig, job: Job, mesh):
   from qwen3_omni_jax.infer import decode
   from qwen3_omni_jax.infer.collate import Batch, Media
   from qwen3_omni_jax.models.thinker import Features, ThinkerTokens
+  from qwen3_omni_jax.sharding import jitted
 
   B, T = job.batch, job.length
   params, sampling, limits = _thinker_call(cfg, job, mesh)
@@ -125,7 +126,7 @@ def _prefill(cfg: OmniConfig, job: Job, mesh):
   )
   batch = Batch(tokens, Media(), *_rows((zeros(B), zeros(B, dtype=np.float32)), B, mesh))
   tap = cfg.talker.accept_hidden_layer if cfg.talker else None
-  call = _Static(decode.prefill.__wrapped__, slots=T, outputs=16, penalised=False, dtype=jnp.bfloat16, tap_layer=tap)
+  call = _Static(jitted(decode.prefill), slots=T, outputs=16, penalised=False, dtype=jnp.bfloat16, tap_layer=tap)
   return call, (params, cfg.thinker, batch, Features(), sampling, limits), {'weights': params, 'activations': batch}
 
 
@@ -135,6 +136,7 @@ def _decode(cfg: OmniConfig, job: Job, mesh):
   import numpy as np
 
   from qwen3_omni_jax.infer import decode
+  from qwen3_omni_jax.sharding import jitted
 
   B = job.batch
   params, sampling, limits = _thinker_call(cfg, job, mesh)
@@ -144,7 +146,7 @@ def _decode(cfg: OmniConfig, job: Job, mesh):
   state = decode.State(cache, *_rows(small, B, mesh), seen=None)
   steps = _rows(jax.ShapeDtypeStruct((), jnp.int32), B, mesh)
   return (
-    _Static(decode.decode.__wrapped__, dtype=jnp.bfloat16),
+    _Static(jitted(decode.decode), dtype=jnp.bfloat16),
     (params, cfg.thinker, state, sampling, limits, steps),
     {'weights': params, 'activations': state},
   )
@@ -169,6 +171,7 @@ def _speech(cfg: OmniConfig, job: Job, mesh):
   from qwen3_omni_jax.infer.voice import Voice
   from qwen3_omni_jax.models.code_predictor import code_predictor_spec, prepare_predictor
   from qwen3_omni_jax.models.talker import TextTrack, talker_spec
+  from qwen3_omni_jax.sharding import jitted
 
   if cfg.talker is None:
     raise ValueError('this model has no Talker (Thinking and Captioner variants write only): plan another job')
@@ -195,4 +198,4 @@ def _speech(cfg: OmniConfig, job: Job, mesh):
   voice = Voice()
   others = _rows((of(B, dtype=jnp.bool_), voice.draws(cfg, [0] * B), voice.limits([1024] * B), np.int32(0)), B, mesh)
   args = (params, cfg, predictor, state, text, *others)
-  return speech.speak.__wrapped__, args, {'weights': (params, predictor), 'activations': (state, text)}
+  return jitted(speech.speak), args, {'weights': (params, predictor), 'activations': (state, text)}

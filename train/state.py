@@ -31,8 +31,7 @@ PARTS = ('audio', 'vision', 'thinker')  # what training reads and writes; the Ta
 LORA = 'lora/'
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """step: of the run, skipped ones included. ema: averaged copies of the trainable parameters, or None."""
 
   step: Int[Array, '']

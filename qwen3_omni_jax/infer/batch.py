@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
+from ..sharding import jitted
 from . import media_batch, slots, speech_slots
 from .batch_plan import EngineConfig
 from .omni import Omni
@@ -359,5 +360,4 @@ def compiled_programs() -> dict[str, int]:
     'speak_slots': speech_slots.speak_slots,
     'vocode_lanes': speech_slots.vocode_lanes,
   }
-  of = lambda f: f if hasattr(f, '_cache_size') else f.__wrapped__  # inside sharding.follow_params
-  return {name: of(f)._cache_size() for name, f in functions.items()}
+  return {name: jitted(function)._cache_size() for name, function in functions.items()}

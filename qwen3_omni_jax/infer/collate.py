@@ -24,8 +24,7 @@ def bucket(n: int, at_least: int = 1) -> int:
   return _BUCKETS[bisect.bisect_left(_BUCKETS, max(n, at_least))]
 
 
-@flax.struct.dataclass
-class AudioWindows:
+class AudioWindows(flax.struct.PyTreeNode):
   """Log-mel windows of up to 8 s, all of the same number of 1 s chunks (see models.audio_encoder).
 
   segment: in training, where windows share a row: the window of each chunk; frames and conv_frames are then 'R X' too.
@@ -37,8 +36,7 @@ class AudioWindows:
   segment: Int[np.ndarray, 'R X'] | None = None
 
 
-@flax.struct.dataclass
-class VisualFrames:
+class VisualFrames(flax.struct.PyTreeNode):
   """Images and video frames padded to the same number of patches (see models.vision_encoder).
 
   segment: in training, where frames share a row: the frame of each patch; heights and widths are then 'R P' too.
@@ -53,16 +51,14 @@ class VisualFrames:
   segment: Int[np.ndarray, 'R P'] | None = None
 
 
-@flax.struct.dataclass
-class Media:
+class Media(flax.struct.PyTreeNode):
   """The media of a batch, grouped by shape. Feature rows are numbered through the groups in order, padding included."""
 
   audio: tuple[AudioWindows, ...] = ()
   visual: tuple[VisualFrames, ...] = ()
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
   """What prefill takes. length: tokens of each row; next_position: position of the first token after each row's prompt."""
 
   tokens: ThinkerTokens

@@ -29,8 +29,7 @@ from .collate import AudioWindows, Batch, Media, VisualFrames, bucket
 from .sampling import SamplingRows, penalise, sample
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
   """Everything a decode step reads and writes."""
 
   cache: KVCache
@@ -43,8 +42,7 @@ class State:
   seen: Bool[Array, 'B V'] | None  # prompt and output tokens; None where no row has a repetition penalty
 
 
-@flax.struct.dataclass
-class Limits:
+class Limits(flax.struct.PyTreeNode):
   """When rows end: a stop token (its id is kept in the output), or `tokens` of output. stop is padded with -1."""
 
   stop: Int[Array, ' X']

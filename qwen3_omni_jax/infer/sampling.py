@@ -40,8 +40,7 @@ class Sampling:
       raise ValueError('; '.join(problems))
 
 
-@flax.struct.dataclass
-class SamplingRows:
+class SamplingRows(flax.struct.PyTreeNode):
   """Sampling settings of a batch, as arrays. candidates (static): how many of the largest logits may be drawn from at all:
   the largest top_k of the batch, or the whole vocabulary if some row has no top_k; 0 if every row is greedy. Several numbers,
   ascending: each row draws from the least that holds its top_k, so that its draw does not depend on the batch's largest."""

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 BLOCK = 128  # places whose logits over the whole vocabulary exist at once
 
 
-@flax.struct.dataclass
-class ScoreLanes:
+class ScoreLanes(flax.struct.PyTreeNode):
   """Whole conversations, one a lane. features: [0] inputs of media tokens, [1:] deepstack; None: no media."""
 
   ids: Int[Array, 'P T']

@@ -22,8 +22,7 @@ from .decode import Limits, State, step
 from .sampling import SamplingRows, penalise, sample
 
 
-@flax.struct.dataclass
-class Piece:
+class Piece(flax.struct.PyTreeNode):
   """Pieces of prompts, one a lane ('P' lanes of up to 'C' tokens), padded at their ends."""
 
   slot: Int[Array, ' P']  # where it belongs; an unused lane has the number of slots

@@ -36,8 +36,7 @@ REASONS = ('running', 'stop', 'length', 'runaway', 'loop')
 PERIODS = 8  # a loop of up to this many frames is noticed
 
 
-@flax.struct.dataclass
-class SpeechLimits:
+class SpeechLimits(flax.struct.PyTreeNode):
   """When rows stop without the Talker's own end: after `frames`; after per_token * text + base frames; when code 0 has
   repeated itself (with a period of 1 to 8 frames) for `loop` frames. per_token 0 and loop 0 are off."""
 
@@ -47,16 +46,14 @@ class SpeechLimits:
   loop: Int[Array, '']
 
 
-@flax.struct.dataclass
-class Draws:
+class Draws(flax.struct.PyTreeNode):
   """How codes are drawn: code 0 by the Talker, the others by the code predictor."""
 
   talker: SamplingRows
   predictor: SamplingRows
 
 
-@flax.struct.dataclass
-class SpeechState:
+class SpeechState(flax.struct.PyTreeNode):
   """Everything a frame reads and writes."""
 
   cache: KVCache

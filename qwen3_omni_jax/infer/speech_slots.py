@@ -32,8 +32,7 @@ from .speech import (
 from .talker_inputs import TalkerInputs
 
 
-@flax.struct.dataclass
-class TalkerPrompts:
+class TalkerPrompts(flax.struct.PyTreeNode):
   """Replies to be spoken, one a lane. Prompts are compact: the user's tokens, then the assistant's header of three tokens."""
 
   slot: Int[Array, ' P']  # an unused lane has the number of slots

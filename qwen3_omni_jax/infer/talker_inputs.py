@@ -28,8 +28,7 @@ class Prompt(Protocol):
   positions: Float[np.ndarray, '3 T']
 
 
-@flax.struct.dataclass
-class TalkerInputs:
+class TalkerInputs(flax.struct.PyTreeNode):
   """What a batch's Talker prompts take from its Thinker prompts, padded at the end of each row. P = U + 9."""
 
   index: Int[np.ndarray, 'B U']  # the user's tokens in the Thinker's prompt

@@ -91,8 +91,7 @@ def _snake_spec(channels: int) -> Spec:
   return {'alpha': Param((channels,), ('conv_out',), 'zeros'), 'beta': Param((channels,), ('conv_out',), 'zeros')}
 
 
-@flax.struct.dataclass
-class Code2WavState:
+class Code2WavState(flax.struct.PyTreeNode):
   """What a stream must remember: the attention window, and the last inputs of every convolution ('B P C' each).
 
   A new stream is all zeros; so a row of a batch is given to another stream by writing zeros into it (`restart_rows`).

@@ -34,8 +34,7 @@ def code_predictor_spec(cfg: TalkerConfig) -> Spec:
   }
 
 
-@flax.struct.dataclass
-class MergedLayer:
+class MergedLayer(flax.struct.PyTreeNode):
   """The weights of one layer as a step reads them: q|k|v and gate|up side by side, so that a layer is four matmuls."""
 
   attn_norm: Float[Array, ' D']
@@ -48,8 +47,7 @@ class MergedLayer:
   down: Float[Array, 'F D']
 
 
-@flax.struct.dataclass
-class Predictor:
+class Predictor(flax.struct.PyTreeNode):
   """The code predictor ready for `predict_codes`: layers apart, weights in the compute dtype."""
 
   embed: Float[Array, 'Q V D']

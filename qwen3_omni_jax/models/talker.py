@@ -49,8 +49,7 @@ def project(p: Params, x: Float[Array, '*b I']) -> Float[Array, '*b D']:
   return linear(jax.nn.silu(linear(x, p['fc1'])), p['fc2'])
 
 
-@flax.struct.dataclass
-class TextTrack:
+class TextTrack(flax.struct.PyTreeNode):
   """The text to be said, at the Talker's width: row k is fed at the same time as frame k - 1 (row 0: in the prompt).
 
   Rows past a row's `count` are not read: the text is followed by one `eos` and then by `pad` for ever. While the
@@ -76,8 +75,7 @@ def text_track(params: Params, reply: Float[Array, 'B K I'], count: Int[Array, '
   return TextTrack(project(params['text_projection'], reply), count, bos, eos, pad)
 
 
-@flax.struct.dataclass
-class ThinkerRows:
+class ThinkerRows(flax.struct.PyTreeNode):
   """What the Talker's prompt takes from the Thinker, padded at the end of each row.
 
   Only tokens of user turns are kept (whole turns, markers included); system and earlier assistant turns are not. A
@@ -91,8 +89,7 @@ class ThinkerRows:
   header: Float[Array, 'B 3 I']  # embeddings of '<|im_start|>assistant\n'
 
 
-@flax.struct.dataclass
-class TalkerPrompt:
+class TalkerPrompt(flax.struct.PyTreeNode):
   """Input embeddings, padded at the end; segment 1 = valid, 0 = padding."""
 
   embeds: Float[Array, 'B P D']

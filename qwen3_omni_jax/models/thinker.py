@@ -31,8 +31,7 @@ def thinker_spec(cfg: ThinkerConfig) -> Spec:
   }
 
 
-@flax.struct.dataclass
-class ThinkerTokens:
+class ThinkerTokens(flax.struct.PyTreeNode):
   """Token sequences, padded at the end, and where encoder features go.
 
   positions: (time, height, width), float32. segment: document number, 0 = padding. audio_index / visual_index: row of the
@@ -46,8 +45,7 @@ class ThinkerTokens:
   visual_index: Int[Array, 'B T'] | None = None
 
 
-@flax.struct.dataclass
-class Features:
+class Features(flax.struct.PyTreeNode):
   """Encoder outputs as rows, in any order and with any padding rows between: the indices of ThinkerTokens pick."""
 
   audio: Float[Array, 'R D'] | None = None
@@ -55,8 +53,7 @@ class Features:
   deepstack: Float[Array, 'I R D'] | None = None
 
 
-@flax.struct.dataclass
-class ThinkerOut:
+class ThinkerOut(flax.struct.PyTreeNode):
   """hidden: after the final norm. embeds and tap are what the Talker is given: the input embeddings (features merged in) and
   the output of layer `accept_hidden_layer` - 1; tap is None unless asked for."""
 

@@ -14,7 +14,7 @@ _LOWEST = -1e30  # finite, so that a fully masked block gives exp(0) * 0 weights
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def blockwise(mask_fn, q, k, v, query, key):
+def blockwise(mask_fn, q, k, v, query, key) -> jax.Array:
   """q 'B T K G H' (scaled), k and v 'B S K H'. query, key: (segment, index), see nn.attention; mask_fn(query, key): the mask."""
   return _forward(mask_fn, q, k, v, query, key)[0]
 

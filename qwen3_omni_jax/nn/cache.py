@@ -10,8 +10,7 @@ from ..config import TextConfig
 from ..shapes import Array, Float
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(flax.struct.PyTreeNode):
   """Keys and values of every layer, a head's slots side by side: attention reads them as they lie.
 
   Which slots are valid is the caller's to know (attention takes it as segment ids).

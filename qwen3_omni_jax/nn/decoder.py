@@ -53,8 +53,7 @@ def decoder_spec(cfg: TextConfig) -> Spec:
   return stack(cfg.num_hidden_layers, layer)
 
 
-@flax.struct.dataclass
-class Deepstack:
+class Deepstack(flax.struct.PyTreeNode):
   """Visual features added to the residual stream after the first layers: level i after layer i.
 
   index: row of `levels` for each token, -1 where the token is not visual.
@@ -74,8 +73,7 @@ class Deepstack:
     return jax.lax.cond(layer < count, added, lambda: x)
 
 
-@flax.struct.dataclass
-class Trace:
+class Trace(flax.struct.PyTreeNode):
   """What each layer did, for parity tests and training losses.
 
   hidden: layer outputs before deepstack is added. routing: None for dense models.

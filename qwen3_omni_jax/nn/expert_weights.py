@@ -6,8 +6,7 @@ import jax
 from ..shapes import Array, Float, Int, Params
 
 
-@flax.struct.dataclass
-class Experts:
+class Experts(flax.struct.PyTreeNode):
   """The experts of one layer: arrays of their own, or a window into the stack of all layers.
 
   Decoding reads a few experts of each layer; slicing the layer out of its stack first would copy all of them.

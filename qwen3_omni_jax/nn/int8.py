@@ -19,8 +19,7 @@ STACKED = ('layers', 'expert')
 _BLOCK = 2**22  # values rounded at once
 
 
-@flax.struct.dataclass
-class Int8:
+class Int8(flax.struct.PyTreeNode):
   """A matrix as values * scale. scale: float32, of the matrix's rank, size 1 along the axes that are summed over."""
 
   values: Array

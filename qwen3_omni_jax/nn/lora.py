@@ -16,8 +16,7 @@ from .int8 import STACKED, summed_axes
 from .params import Param
 
 
-@flax.struct.dataclass
-class Lora:
+class Lora(flax.struct.PyTreeNode):
   """base + scale * a @ b, in base's shape. base: any kind of weight. a: 'lead I R', b: 'lead R O', where base is 'lead in… out…'
   with I = prod(in), O = prod(out); lead: layers and experts."""
 

@@ -35,8 +35,7 @@ def moe_spec(width: int, ffn: int, experts: int, shared_ffn: int = 0) -> Spec:
   return spec
 
 
-@flax.struct.dataclass
-class Routing:
+class Routing(flax.struct.PyTreeNode):
   """Where each token goes. weights are in the activation dtype; probs (float32, over all experts) feed the balance loss.
 
   lost: pairs of token and expert that a bounded buffer had no room for (see expert_parallel); None before they were sent. log_z:
@@ -100,7 +99,7 @@ def moe(
     y, lost = expert_parallel(x, sent, experts, mesh, dispatch)
   else:
     flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), sent.replace(log_z=None))
-    form = form or experts_form(*flat.experts.shape, experts)
+    form = form or experts_form(len(flat.experts), flat.experts.shape[1], experts)
     y, lost = FORMS[form](x.reshape(-1, x.shape[-1]), flat, experts).reshape(x.shape), jnp.int32(0)
   routing = routing.replace(lost=lost)
   if 'shared' in p:

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Iterator
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def stack(layers: int, spec: Spec) -> Spec:
   return jax.tree.map(stacked, spec, is_leaf=is_param)
 
 
-def is_param(x) -> bool:
+def is_param(x: Any) -> TypeGuard[Param]:
   return isinstance(x, Param)
 
 
@@ -65,7 +66,7 @@ def leaves(spec: Spec, path: str = '') -> Iterator[tuple[str, Param]]:
 def init_params(spec: Spec, key: Array, dtype=jnp.float32) -> Params:
   """Random initial values. Each array's key is folded from its path, so adding a parameter does not move the others."""
 
-  def walk(node: Spec, path: str):
+  def walk(node: Spec | Param, path: str):
     if is_param(node):
       return node.create(jax.random.fold_in(key, zlib.crc32(path.encode())), dtype)
     return {name: walk(child, f'{path}/{name}') for name, child in node.items()}
