@@ -20,7 +20,7 @@ from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.media.processor import Processor
 
 from .batch import TrainBatch
-from .mask import Marks
+from .mask import SpecialIds
 from .packing import Bins, ExampleSize, LaneShape, PlacedExample, assemble_batch, choose_next, fill_stats
 from .records import KINDS, Example, Form, Reader, Rules
 from .sources import Source, open_source
@@ -394,14 +394,14 @@ def _stream(cfg: DataConfig, sources: Sequence[Source], processor: Processor, la
   """Everything one lane reads, as a Grain dataset with random access: [k] is its k-th record, decoded."""
   import grain
 
-  marks = Marks.of(processor.cfg, processor.tokenizer)
+  special = SpecialIds.of(processor.cfg, processor.tokenizer)
   parts = []
   for source, files in zip(cfg.sources, sources, strict=True):
     root = source.media_root or files.shards[0].path.parent
     own = copy.copy(processor)
     own.media_root = pathlib.Path(root)
     rules = Rules(source.form, source.fps, source.audio_in_video, source.thinking, source.ignore, cfg.length, cfg.split_documents)
-    parts.append(grain.MapDataset.source(files).map(Reader(source.name or source.path, rules, own, marks)))
+    parts.append(grain.MapDataset.source(files).map(Reader(source.name or source.path, rules, own, special)))
   lane_records = lambda dataset, seed: (dataset.shuffle(seed) if cfg.shuffle else dataset).repeat(cfg.epochs)[lane :: cfg.lanes]
   if cfg.sources[0].weight is None:
     return lane_records(grain.MapDataset.concatenate(parts) if len(parts) > 1 else parts[0], cfg.seed)

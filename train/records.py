@@ -17,7 +17,7 @@ import numpy as np
 from qwen3_omni_jax.media.inputs import ModelInputs
 from qwen3_omni_jax.media.processor import Processor
 
-from .mask import Marks, chat_mask, document_mask
+from .mask import SpecialIds, chat_mask, document_mask
 
 Form = Literal['chat', 'document']
 MEDIA = ('image', 'audio', 'video')
@@ -31,8 +31,8 @@ KINDS = ('text', 'audio', 'image', 'video', 'mixed')  # of an example, by the me
 class Rules:
   """How the records of one source are read.
 
-  fps, audio_in_video: where the record says nothing. thinking: learn the assistant's thoughts too. ignore: keys of the records
-  that mean nothing here. length: tokens of a row; a longer document is cut into pieces if split says so.
+  fps, audio_in_video: defaults for records that do not set them. thinking: learn the assistant's reasoning too. ignore: keys of
+  the records that are ignored. length: tokens of a row; a longer document is cut into pieces if split says so.
   """
 
   form: Form = 'chat'
@@ -53,7 +53,7 @@ class Example:
   kind: int  # index into KINDS
 
 
-def read_record(record: dict[str, Any], rules: Rules, processor: Processor, marks: Marks) -> list[Example]:
+def read_record(record: dict[str, Any], rules: Rules, processor: Processor, special: SpecialIds) -> list[Example]:
   """The record's example; several for a long document. Raises ValueError saying what is wrong with it."""
   known = _KEYS[rules.form]
   unknown = [key for key in record if key not in known and key not in rules.ignore]
@@ -67,9 +67,9 @@ def read_record(record: dict[str, Any], rules: Rules, processor: Processor, mark
     'audio_in_video': _flag(record, 'audio_in_video', rules.audio_in_video),
   }
   if rules.form == 'chat':
-    examples = [_chat(record, options, rules, processor, marks)]
+    examples = [_chat(record, options, rules, processor, special)]
   else:
-    examples = _document(record, options, rules, processor, marks)
+    examples = _document(record, options, rules, processor, special)
   longest = max(len(example.learn) for example in examples)
   if longest > rules.length:
     raise ValueError(f'{longest} tokens; a row has {rules.length}')
@@ -78,7 +78,7 @@ def read_record(record: dict[str, Any], rules: Rules, processor: Processor, mark
   return examples
 
 
-def _chat(record: dict[str, Any], options: dict, rules: Rules, processor: Processor, marks: Marks) -> Example:
+def _chat(record: dict[str, Any], options: dict, rules: Rules, processor: Processor, special: SpecialIds) -> Example:
   messages = record.get('messages')
   if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages) or not messages:
     raise ValueError('messages: expected a list of messages')
@@ -95,10 +95,10 @@ def _chat(record: dict[str, Any], options: dict, rules: Rules, processor: Proces
   if isinstance(tools, str):
     tools = json.loads(tools) if tools else None  # ms-swift writes them as a string
   inputs = processor(turns, add_generation_prompt=False, tools=tools, **options)
-  return Example(inputs, chat_mask(inputs.ids, learnt, marks, rules.thinking), _kind(inputs))
+  return Example(inputs, chat_mask(inputs.ids, learnt, special, rules.thinking), _kind(inputs))
 
 
-def _document(record: dict[str, Any], options: dict, rules: Rules, processor: Processor, marks: Marks) -> list[Example]:
+def _document(record: dict[str, Any], options: dict, rules: Rules, processor: Processor, special: SpecialIds) -> list[Example]:
   if ('text' in record) == ('content' in record):
     raise ValueError('expected either text or content')
   media = _Media(record)
@@ -108,7 +108,7 @@ def _document(record: dict[str, Any], options: dict, rules: Rules, processor: Pr
   if isinstance(content, str):
     content = [{'type': 'text', 'text': content}]
   inputs = processor.document(content, **options)
-  whole = Example(inputs, document_mask(inputs.ids, marks), _kind(inputs))
+  whole = Example(inputs, document_mask(inputs.ids, special), _kind(inputs))
   return list(_pieces(whole, rules.length, processor)) if rules.split and len(inputs.ids) > rules.length else [whole]
 
 
@@ -229,14 +229,14 @@ class Reader:
   source: str
   rules: Rules
   processor: Processor
-  marks: Marks
+  special: SpecialIds
 
   def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
     name = {'id': item['id'], 'source': self.source}
     if 'error' in item:
       return {'error': item['error']} | name
     try:
-      return {'examples': read_record(item['record'], self.rules, self.processor, self.marks)} | name
+      return {'examples': read_record(item['record'], self.rules, self.processor, self.special)} | name
     except ValueError as e:
       return {'error': str(e)} | name
     except Exception as e:  # decoders of damaged media raise what they like; one record must not end the job

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from qwen3_omni_jax.train.mask import Marks, chat_mask
+from qwen3_omni_jax.train.mask import SpecialIds, chat_mask
 from qwen3_omni_jax.train.records import Rules, read_record
 
 from qwen3_omni_jax.media.processor import Processor
@@ -15,7 +15,7 @@ def processor(tiny_folder, samples):
 
 def learnt(record, processor, **rules):
   """The learnt stretches of a record as text."""
-  (example,) = read_record(record, Rules(**rules), processor, Marks.of(processor.cfg, processor.tokenizer))
+  (example,) = read_record(record, Rules(**rules), processor, SpecialIds.of(processor.cfg, processor.tokenizer))
   edges = np.flatnonzero(np.diff(np.concatenate([[0], example.learn.astype(int), [0]])))
   pieces = [example.inputs.ids[a:b].tolist() for a, b in zip(edges[::2], edges[1::2], strict=True)]
   return [processor.tokenizer.decode(piece, skip_special_tokens=False) for piece in pieces]
@@ -42,7 +42,7 @@ def test_of_several_turns_the_assistants_words_and_their_ends_are_learnt(process
 
 def test_the_mask_is_that_of_a_prompt_written_by_hand(processor):
   record = {'messages': [turn('user', 'Hi'), turn('assistant', 'Yo'), turn('user', 'Go'), turn('assistant', 'No')]}
-  (example,) = read_record(record, Rules(), processor, Marks.of(processor.cfg, processor.tokenizer))
+  (example,) = read_record(record, Rules(), processor, SpecialIds.of(processor.cfg, processor.tokenizer))
   ids, mask = [], []
   for text, wanted in (
     ('<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n', 0),
@@ -68,7 +68,7 @@ def test_special_tokens_spelled_in_a_record_are_learnt_as_text(processor):
 
 def test_the_last_turn_is_learnt_as_it_would_be_generated(processor):
   messages = [turn('user', 'What do you hear?'), turn('assistant', 'A melody, then a voice.')]
-  (example,) = read_record({'messages': messages}, Rules(), processor, Marks.of(processor.cfg, processor.tokenizer))
+  (example,) = read_record({'messages': messages}, Rules(), processor, SpecialIds.of(processor.cfg, processor.tokenizer))
   whole, begin = processor.for_scoring(messages)
   assert np.flatnonzero(example.learn).tolist() == list(range(begin, len(whole.ids)))
 
@@ -108,32 +108,32 @@ def test_of_a_document_the_text_and_its_end_are_learnt_but_no_medium(processor):
 
 
 def test_parts_as_in_the_cookbooks_are_the_same_record_as_placeholders(processor):
-  marks = Marks.of(processor.cfg, processor.tokenizer)
+  special = SpecialIds.of(processor.cfg, processor.tokenizer)
   a = {'messages': [turn('user', 'See <image>!'), turn('assistant', 'Yes.')], 'images': ['shapes.png']}
   parts = [{'type': 'text', 'text': 'See '}, {'type': 'image', 'image': 'shapes.png'}, {'type': 'text', 'text': '!'}]
   b = {'messages': [turn('user', parts), turn('assistant', [{'type': 'text', 'text': 'Yes.'}])]}
-  (one,), (two,) = (read_record(record, Rules(), processor, marks) for record in (a, b))
+  (one,), (two,) = (read_record(record, Rules(), processor, special) for record in (a, b))
   np.testing.assert_array_equal(one.inputs.ids, two.inputs.ids)
   np.testing.assert_array_equal(one.learn, two.learn)
 
 
 def test_fps_and_sound_of_videos_are_the_records_own_choice(processor):
-  marks = Marks.of(processor.cfg, processor.tokenizer)
+  special = SpecialIds.of(processor.cfg, processor.tokenizer)
   base = {'messages': [turn('user', '<video>'), turn('assistant', 'Yes.')], 'videos': ['moving.mp4']}
-  size = lambda record, **rules: read_record(record, Rules(**rules), processor, marks)[0].inputs
+  size = lambda record, **rules: read_record(record, Rules(**rules), processor, special)[0].inputs
   assert not size(base).audios and size(base, audio_in_video=True).audios
   assert size(base | {'audio_in_video': True}).audios and not size(base | {'audio_in_video': False}, audio_in_video=True).audios
   assert size(base | {'fps': 4}).visuals[0].grid[0] == 2 * size(base).visuals[0].grid[0] == size(base, fps=4).visuals[0].grid[0]
 
 
 def test_a_prompt_that_does_not_match_the_record_is_refused():
-  marks = Marks(turn=1, end=2, assistant=3, line=4, lines=(4,), think=None, media=())
+  special = SpecialIds(turn=1, end=2, assistant=3, newline=4, newlines=(4,), think=None, media=())
   ids = np.array([1, 3, 4, 9, 2, 4])
-  assert chat_mask(ids, [True], marks).tolist() == [False, False, False, True, True, False]
+  assert chat_mask(ids, [True], special).tolist() == [False, False, False, True, True, False]
   for wrong, count, complaint in (
     (ids, 2, '1 assistant turns, the record has 2'),
     (ids[:4], 1, 'no <.im_end.>'),
     (np.array([1, 3, 8, 2]), 1, 'white space'),
   ):
     with pytest.raises(ValueError, match=complaint):
-      chat_mask(wrong, [True] * count, marks)
+      chat_mask(wrong, [True] * count, special)

@@ -7,7 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from qwen3_omni_jax.train.mask import Marks
+from qwen3_omni_jax.train.mask import SpecialIds
 from qwen3_omni_jax.train.records import Rules, read_record
 from qwen3_omni_jax.train.sources import open_source
 
@@ -68,12 +68,12 @@ def write_all(folder, picture: bytes):
 def test_every_kind_of_file_gives_the_same_examples(tiny_folder, tmp_path, picture):
   write_all(tmp_path, picture)
   processor = Processor.from_folder(tiny_folder, media_root=tmp_path)
-  marks = Marks.of(processor.cfg, processor.tokenizer)
+  special = SpecialIds.of(processor.cfg, processor.tokenizer)
   found = {}
   for name in ('a.jsonl', 'b.parquet', 'c.array_record', 'd.tar'):
     source = pickle.loads(pickle.dumps(open_source(tmp_path / name)))  # as a worker process gets it
     assert len(source) == 5
-    found[name] = [read_record(source[i]['record'], Rules(), processor, marks)[0] for i in (4, 0, 3, 1, 2)]
+    found[name] = [read_record(source[i]['record'], Rules(), processor, special)[0] for i in (4, 0, 3, 1, 2)]
   for name, examples in found.items():
     for mine, expected in zip(examples, found['a.jsonl'], strict=True):
       np.testing.assert_array_equal(mine.inputs.ids, expected.inputs.ids, err_msg=name)
