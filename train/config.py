@@ -10,7 +10,7 @@ import pathlib
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -24,23 +24,24 @@ class Optimiser:
   """name: adamw, adafactor or muon. schedule: cosine, linear or constant, from the end of `warmup` steps to `final` times the
   highest rate at the last step. clip: largest norm of the whole gradient; 0 for no clipping. dtype: of the first moment."""
 
-  name: str = 'adamw'
-  schedule: str = 'cosine'
+  name: Literal['adamw', 'adafactor', 'muon'] = 'adamw'
+  schedule: Literal['cosine', 'linear', 'constant'] = 'cosine'
   warmup: int = 100
   final: float = 0.1
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8
   clip: float = 1.0
-  dtype: str = 'float32'
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """balance: weight of the load-balance loss; None takes the checkpoint's own. z: of the router's z-loss. chunk: positions whose
-  logits a device holds at once."""
+  """balance: weight of the load-balance loss; None takes the checkpoint's own. balance_form: see losses.balance_loss. z: of the
+  router's z-loss. chunk: positions whose logits a device holds at once."""
 
   balance: float | None = None
+  balance_form: Literal['per_layer', 'reference'] = 'per_layer'
   z: float = 0.0
   chunk: int = 1024
 
@@ -52,10 +53,10 @@ class Step:
   nn.expert_parallel.Dispatch). ema: decay of averaged weights, 0 for none. skip_nonfinite: leave everything as it is when loss
   or gradient is not finite."""
 
-  dtype: str = 'bfloat16'
+  dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
   accumulate: int = 1
-  remat: str = 'full'
-  encoder_remat: str = 'full'
+  remat: Literal['none', 'dots', 'full'] = 'full'
+  encoder_remat: Literal['none', 'dots', 'full'] = 'full'
   buffer: float | None = None
   ema: float = 0.0
   skip_nonfinite: bool = True

@@ -101,11 +101,17 @@ def router_sums(valid: Bool[Array, 'B T'], _: Array, routing: Routing | None) ->
   return RouterSums(expert_load(routing, valid), mean(routing.probs), mean(jnp.square(routing.log_z)), routing.lost)
 
 
-def balance_loss(sums: RouterSums, active: int) -> Float[Array, '']:
-  """E * sum_e f_e P_e over all layers together; `active` (top-k) where experts are balanced, as in transformers'
-  load_balancing_loss_func. f_e: pairs of expert e per token; P_e: its mean probability."""
-  share = sums.load.mean(axis=0) * active
-  return sums.load.shape[-1] * jnp.sum(share * sums.probs.mean(axis=0))
+def balance_loss(sums: RouterSums, active: int, form: str = 'per_layer') -> Float[Array, '']:
+  """E * sum_e f_e P_e; `active` (top-k) where experts are balanced. f_e: pairs of expert e per token; P_e: its mean probability.
+
+  form 'per_layer': of each layer (Switch Transformers, equation 4), averaged over layers. 'reference': f and P averaged over all
+  layers first, as in transformers' load_balancing_loss_func; it is at its lowest also where every layer sends all tokens to one
+  expert, if only each layer has another one.
+  """
+  load, probs = sums.load, sums.probs
+  if form == 'reference':
+    load, probs = load.mean(axis=0, keepdims=True), probs.mean(axis=0, keepdims=True)
+  return load.shape[-1] * active * (load * probs).sum(axis=-1).mean()
 
 
 def z_loss(sums: RouterSums) -> Float[Array, '']:

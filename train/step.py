@@ -73,6 +73,7 @@ def loss_sums(
     dtype=dtype,
     remat=step_cfg.remat,
     dispatch=Dispatch(buffer=step_cfg.buffer),
+    router_dtype=jnp.float32,
     observe=functools.partial(router_sums, valid),
   )
   losses = token_losses(out.hidden, params['thinker']['head'].astype(dtype), batch.targets, recipe.loss.chunk)
@@ -87,7 +88,8 @@ def loss_sums(
     'weight_by_kind': by_kind(batch.weights, batch.kind),
   }
   if sums is not None:
-    balance, z = balance_loss(sums, cfg.thinker.text.num_experts_per_tok), z_loss(sums)
+    balance = balance_loss(sums, cfg.thinker.text.num_experts_per_tok, recipe.loss.balance_form)
+    z = z_loss(sums)
     factor = cfg.thinker.text.router_aux_loss_coef if recipe.loss.balance is None else recipe.loss.balance
     total = total + weight * (factor * balance + recipe.loss.z * z)
     busiest = busiest_expert(sums)
@@ -133,21 +135,30 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
 
 def _gradients(sums_fn, state: TrainState, batch: TrainBatch, recipe: Recipe, roles: Roles) -> tuple[dict[str, Array], Metrics]:
   """Of the weighted sum of losses, with the sums of the metrics."""
-  dtype = jnp.dtype(recipe.step.dtype)
-  # rounded before they are gathered: half the traffic
-  compute_params = {path: p.astype(dtype) for path, p in state.trainable.items()}
+  params = compute_params(state.trainable, jnp.dtype(recipe.step.dtype))
   gradient = jax.value_and_grad(sums_fn, has_aux=True)
   if recipe.step.accumulate == 1:
-    (_, sums), grads = gradient(compute_params, state.frozen, shard_batch(batch))
+    (_, sums), grads = gradient(params, state.frozen, shard_batch(batch))
     return grads, sums
 
   def accumulate(total, micro):
-    (_, sums), grads = gradient(compute_params, state.frozen, shard_batch(micro))
+    (_, sums), grads = gradient(params, state.frozen, shard_batch(micro))
     return {path: _shard_like_param(total[path] + g.astype(jnp.float32), path, roles) for path, g in grads.items()}, sums
 
-  zeros = {path: _shard_like_param(jnp.zeros(p.shape, jnp.float32), path, roles) for path, p in compute_params.items()}
+  zeros = {path: _shard_like_param(jnp.zeros(p.shape, jnp.float32), path, roles) for path, p in params.items()}
   grads, sums = jax.lax.scan(accumulate, zeros, batch)
   return grads, jax.tree.map(lambda x: x.sum(axis=0), sums)
+
+
+def compute_params(trainable: dict[str, Array], dtype) -> dict[str, Array]:
+  """The trainable parameters as the networks take them: rounded before they are gathered, which halves the traffic.
+
+  The table of embeddings stays float32, so that the gradients of a token that occurs thousands of times are summed in float32
+  (256 ones summed in bfloat16 are 256, and so are 4,096); its rows are rounded once they are looked up. So do the routers, whose
+  logits are computed in float32.
+  """
+  keep = lambda path: path == 'thinker/embed' or path.endswith('/router')
+  return {path: p if keep(path) else p.astype(dtype) for path, p in trainable.items()}
 
 
 def _shard_like_param(x: Array, path: str, roles: Roles) -> Array:
@@ -223,8 +234,8 @@ def eval_sums(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
 
   def run(state: TrainState, batch: TrainBatch) -> Metrics:
     trainable = state.trainable if state.ema is None else state.ema
-    compute_params = {path: p.astype(jnp.dtype(recipe.step.dtype)) for path, p in trainable.items()}
-    _, sums = loss_sums(compute_params, state.frozen, shard_batch(batch), cfg=cfg, recipe=recipe, roles=roles)
+    params = compute_params(trainable, jnp.dtype(recipe.step.dtype))
+    _, sums = loss_sums(params, state.frozen, shard_batch(batch), cfg=cfg, recipe=recipe, roles=roles)
     return {name: sums[name] for name in ('cross_entropy', 'weight', 'loss_by_kind', 'weight_by_kind')}
 
   return run

@@ -10,6 +10,7 @@ from typing import Any
 import flax.struct
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from ..config import ThinkerConfig
 from ..nn.cache import KVCache
@@ -97,10 +98,11 @@ def thinker_forward(
   dtype=jnp.float32,
   remat: bool | str = False,
   dispatch: Dispatch = LOSSLESS,
+  router_dtype: DTypeLike | None = None,
   observe: Callable = Trace,
 ) -> tuple[ThinkerOut, Any]:
-  """Whole sequences without a cache: training, scoring, parity tests. dispatch: of tokens to experts on a mesh. observe: what is
-  kept of each layer (see nn.decoder.forward)."""
+  """Whole sequences without a cache: training, scoring, parity tests. dispatch: of tokens to experts on a mesh. router_dtype:
+  of the router's logits. observe: what is kept of each layer (see nn.decoder.forward)."""
   embeds, deepstack = embed_inputs(params, tokens, features, dtype)
   x, trace = forward(
     params['layers'],
@@ -111,6 +113,7 @@ def thinker_forward(
     deepstack,
     remat=remat,
     dispatch=dispatch,
+    router_dtype=router_dtype,
     observe=observe,
   )
   return ThinkerOut(rms_norm(x, params['norm'], cfg.text.rms_norm_eps), embeds), trace

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from ..shapes import Array, Bool, Float, Int
 from ..sharding import batch_axes, current_mesh, item_axes, length_axis
 from .attention_kernels import cudnn_attention, cudnn_causal, splash_attention, splash_kernel, splash_specs
-from .blockwise import blockwise
+from .blockwise import blockwise, tie_to
 from .kernels import CUDNN_SCORES, attention_kernel
 
 QUERY_BLOCK = 128  # queries the dense form takes at once, so that their scores stay in cache (two to three times faster on CPU)
@@ -64,6 +64,8 @@ def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window:
   q = q * jnp.asarray(H**-0.5, q.dtype)
   if backend == 'splash':
     return splash_attention(kernel, q, k, v, query[0], key[0])
+  if backend != 'dense':  # masks are then built where they are used, in the backward pass and in a branch not taken too
+    q, query, key = tie_to(q, query, key)
   groups = lambda q: q.reshape(B, T, K, N // K, H)
   masked = lambda q, k, v: cudnn_attention(q, k, v, mask_fn(query, key))
   in_blocks = lambda q, k, v: blockwise(mask_fn, groups(q), k, v, query, key).reshape(B, T, N, H)

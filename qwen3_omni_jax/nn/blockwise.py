@@ -15,8 +15,18 @@ _LOWEST = -1e30  # finite, so that a fully masked block gives exp(0) * 0 weights
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def blockwise(mask_fn, q, k, v, query, key) -> jax.Array:
-  """q 'B T K G H' (scaled), k and v 'B S K H'. query, key: (segment, index), see nn.attention; mask_fn(query, key): the mask."""
+  """q 'B T K G H' (scaled), k and v 'B S K H'. query, key: (segment, index), see nn.attention; mask_fn(query, key): the mask.
+
+  query and key must come from `tie_to`. Else they do not depend on what is differentiated, and jax computes the masks of all
+  tiles before the loops and keeps them for the backward pass: the square matrix that tiles avoid.
+  """
   return _forward(mask_fn, q, k, v, query, key)[0]
+
+
+def tie_to(q, query, key):
+  """(q, query, key) unchanged, but query and key are computed no earlier than q."""
+  (query, key), q = jax.lax.optimization_barrier(((query, key), q))
+  return q, query, key
 
 
 def _forward(mask_fn, q, k, v, query, key):

@@ -14,6 +14,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ..config import TextConfig
 from ..shapes import Array, Bool, Float, Int, Params
@@ -92,8 +93,9 @@ def _layer(
   experts: Experts | None,
   dispatch: Dispatch = LOSSLESS,
   live: Bool[Array, 'B T'] | None = None,
+  router_dtype: DTypeLike | None = None,
 ):
-  """One block. attend(q, k, v) -> (attention output, whatever the caller keeps). live: see moe."""
+  """One block. attend(q, k, v) -> (attention output, whatever the caller keeps). live, router_dtype: see moe."""
   normed = rms_norm(x, p['attn_norm'], cfg.rms_norm_eps)
   a = p['attn']
   q = jnp.einsum('BTD,DNH->BTNH', normed, a['q'].astype(x.dtype))
@@ -106,7 +108,16 @@ def _layer(
   normed = rms_norm(x, p['mlp_norm'], cfg.rms_norm_eps)
   if experts is None:
     return shard_rows(x + swiglu(normed, p['mlp'])), None, kept
-  y, routing = moe(normed, p['moe'], experts, cfg.num_experts_per_tok, cfg.norm_topk_prob, live=live, dispatch=dispatch)
+  y, routing = moe(
+    normed,
+    p['moe'],
+    experts,
+    cfg.num_experts_per_tok,
+    cfg.norm_topk_prob,
+    live=live,
+    dispatch=dispatch,
+    router_dtype=router_dtype,
+  )
   return shard_rows(x + y), routing, kept
 
 
@@ -127,12 +138,14 @@ def forward(
   *,
   remat: bool | str = False,
   dispatch: Dispatch = LOSSLESS,
+  router_dtype: DTypeLike | None = None,
   observe: Callable[[Array, Routing | None], Any] = Trace,
 ) -> tuple[Float[Array, 'B T D'], Any]:
-  """Every layer over whole sequences, no cache. segment: document of each token, 0 = padding.
+  """Every layer over whole sequences, no cache. segment: document of each token, 0 = padding, which takes no experts.
 
-  dispatch: how tokens reach their experts on a mesh. observe(output before deepstack, routing) is kept of each layer, stacked: by
-  default a Trace, which costs memory only if it is used; a training loss keeps sums.
+  dispatch: how tokens reach their experts on a mesh. router_dtype: of the router's logits; None: that of x, as in the reference.
+  observe(output before deepstack, routing) is kept of each layer, stacked: by default a Trace, which costs memory only if it is
+  used; a training loss keeps sums.
   """
   angle = rope_angles(cfg, positions)
 
@@ -142,7 +155,7 @@ def forward(
   def step(x, inputs):
     p, layer = inputs
     experts = Experts.of_layer(p['moe']['experts']) if cfg.num_experts else None
-    hidden, routing, _ = _layer(p, cfg, x, angle, attend, experts, dispatch)
+    hidden, routing, _ = _layer(p, cfg, x, angle, attend, experts, dispatch, segment != 0, router_dtype)
     x = deepstack.add(hidden, layer) if deepstack is not None else hidden
     return x, observe(hidden, routing)
 

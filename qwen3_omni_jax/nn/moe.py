@@ -9,6 +9,7 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ..shapes import Array, Bool, Float, Int, Params
 from ..sharding import current_mesh
@@ -54,10 +55,13 @@ class Routing(flax.struct.PyTreeNode):
     return self.replace(experts=choose(number, self.experts), weights=choose(0, self.weights))
 
 
-def route(x: Float[Array, '*b D'], router: Float[Array, 'D E'], active: int, normalise: bool) -> Routing:
+def route(
+  x: Float[Array, '*b D'], router: Float[Array, 'D E'], active: int, normalise: bool, logits_dtype: DTypeLike | None = None
+) -> Routing:
   """The `active` most probable experts of each token. Softmax over *all* experts in float32, then top-k, then (optionally)
-  renormalised: the reference's order."""
-  logits = jnp.einsum('...D,DE->...E', x, router.astype(x.dtype))
+  renormalised: the reference's order. logits_dtype: of the product with the router; None: that of x, as in the reference."""
+  dtype = logits_dtype or x.dtype
+  logits = jnp.einsum('...D,DE->...E', x.astype(dtype), router.astype(dtype))
   logits = logits.astype(jnp.float32)
   probs = jax.nn.softmax(logits, axis=-1)
   weights, experts = jax.lax.top_k(probs, active)
@@ -85,14 +89,15 @@ def moe(
   live: Bool[Array, 'B T'] | None = None,
   form: str | None = None,
   dispatch: Dispatch = LOSSLESS,
+  router_dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, 'B T D'], Routing]:
   """Sum of the active experts' outputs, weighted; plus the gated shared expert where there is one.
 
   p: router and, for the Talker, shared and shared_gate. live: False where a token is padding, which then takes no expert (and
   gets zeros from them); None: all are. form: of FORMS, on one device; None: the best for this size and platform. dispatch: how
-  tokens reach their experts on a mesh.
+  tokens reach their experts on a mesh. router_dtype: of the router's logits; None: that of x.
   """
-  routing = route(x, p['router'], active, normalise)
+  routing = route(x, p['router'], active, normalise, router_dtype)
   sent = routing if live is None else routing.without(~live, experts.number)
   mesh = current_mesh()
   if mesh is not None:

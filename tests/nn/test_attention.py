@@ -74,3 +74,19 @@ def test_blockwise_builds_no_square_matrix():
   attend = lambda q, k, v, s: A.attention(q, k, v, q_segment=s, k_segment=s, causal=True, backend='blockwise').sum()
   assert temporary(attend, 4096) < 4096 * 4096  # the scores alone would take 4 * 2 * n * n
   assert temporary(jax.grad(attend, (0, 1, 2)), 8192) < 20e6
+
+
+def test_gradients_through_layers_keep_no_masks():
+  """Temporaries of a gradient through a scan over layers grow with the length: masks do not depend on what is differentiated, so
+  jax would compute those of all tiles ahead, stack them for every pair of tiles and hand them to backward."""
+
+  def temporary(n):
+    x, segment = jax.ShapeDtypeStruct((1, n, 2, 8), jnp.float32), jax.ShapeDtypeStruct((1, n), jnp.int32)
+
+    def loss(x, segment):
+      attend = lambda x: A.attention(x, x, x, q_segment=segment, k_segment=segment, causal=True, backend='blockwise')
+      return jax.lax.scan(jax.checkpoint(lambda x, _: (attend(x), None)), x, None, 2)[0].sum()
+
+    return jax.jit(jax.grad(loss)).lower(x, segment).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary(4096) < 2.5 * temporary(2048)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from qwen3_omni_jax.train.losses import RouterSums, balance_loss, router_sums, token_losses
+from qwen3_omni_jax.train.losses import RouterSums, balance_loss, router_sums, token_losses, z_loss
 
 from qwen3_omni_jax.nn.moe import route
 from qwen3_omni_jax.sharding import make_mesh
@@ -58,3 +58,20 @@ def test_balance_loss_leaves_padding_out_and_is_top_k_when_balanced():
   assert abs(padded - loss(x, jnp.ones((B, T), bool))) > 1e-4
   even = RouterSums(jnp.full((2, 8), 1 / 8), jnp.full((2, 8), 1 / 8), jnp.zeros(2), jnp.zeros(2, jnp.int32))
   np.testing.assert_allclose(balance_loss(even, 3), 3.0, rtol=1e-6)
+
+
+def test_a_layer_that_sends_all_to_one_expert_is_not_balanced_by_other_layers():
+  """Every layer to another expert: as unbalanced as can be, and the reference's pooled form does not see it."""
+  one_each = jnp.eye(8)
+  sums = RouterSums(one_each, one_each, jnp.zeros(8), jnp.zeros(8, jnp.int32))
+  np.testing.assert_allclose(balance_loss(sums, 1), 8.0)
+  np.testing.assert_allclose(balance_loss(sums, 1, 'reference'), 1.0)
+
+
+def test_the_z_loss_is_the_mean_square_of_the_routers_log_denominator():
+  rng = np.random.default_rng(2)
+  x, router = rng.standard_normal((B, T, D), dtype=np.float32), rng.standard_normal((D, 8), dtype=np.float32)
+  valid = np.broadcast_to(np.arange(T) < 4, (B, T))
+  sums = jax.tree.map(lambda a: a[None], router_sums(jnp.asarray(valid), x, route(x, router, 3, True)))
+  log_z = np.log(np.exp(np.einsum('BTD,DE->BTE', x, router)).sum(axis=-1))
+  np.testing.assert_allclose(z_loss(sums), (log_z[valid] ** 2).mean(), rtol=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from qwen3_omni_jax.tools.tiny import make_checkpoint
 from qwen3_omni_jax.train.batch import TrainBatch
-from qwen3_omni_jax.train.config import Recipe, Step
+from qwen3_omni_jax.train.config import Loss, Recipe, Step
 from qwen3_omni_jax.train.stages import Part
 from qwen3_omni_jax.train.state import PARTS, assign_roles, flatten
 from qwen3_omni_jax.train.step import loss_sums
@@ -22,7 +22,11 @@ from tests.reference import Reference
 from tests.train.batches import FAST_TO_COMPILE
 
 RELATIVE = 1e-4  # of a gradient's norm: float32 sums in another order, through every layer and back
-RECIPE = Recipe(parts=tuple(Part(part, 1e-3) for part in PARTS), step=Step(dtype='float32', remat='none', encoder_remat='none'))
+RECIPE = Recipe(
+  parts=tuple(Part(part, 1e-3) for part in PARTS),
+  loss=Loss(balance_form='reference'),
+  step=Step(dtype='float32', remat='none', encoder_remat='none'),
+)
 
 
 @pytest.fixture(scope='module')

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from qwen3_omni_jax.train import step as step_module
 from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step
 from qwen3_omni_jax.train.stages import LoraPart, Part
-from qwen3_omni_jax.train.state import assign_roles, flatten, init_state
-from qwen3_omni_jax.train.step import compiled_step, loss_sums
+from qwen3_omni_jax.train.state import assign_roles, flatten, init_state, unflatten
+from qwen3_omni_jax.train.step import compiled_step, compute_params, loss_sums
 
+from qwen3_omni_jax.models.thinker import Features, embed_tokens, thinker_forward
+from qwen3_omni_jax.nn.moe import route
 from qwen3_omni_jax.sharding import make_mesh
 from tests.train import batches
 
@@ -114,6 +117,53 @@ def test_policies_compute_again_what_they_say():
 
   counts = [matmuls(policy) for policy in ('none', 'dots', 'full')]
   assert counts[0] < counts[1] < counts[2], counts
+
+
+def test_gradients_of_a_frequent_token_are_summed_in_float32():
+  """4,096 ones: summed in bfloat16 they are 256."""
+  trainable = {
+    'thinker/embed': jnp.ones((3, 4)),
+    'thinker/layers/moe/router': jnp.ones((2, 4, 3)),
+    'thinker/head': jnp.ones((4, 3)),
+  }
+  ids = jnp.ones((1, 4096), jnp.int32)
+
+  def total(trainable):
+    params = unflatten(compute_params(trainable, jnp.bfloat16))
+    return embed_tokens(params['thinker'], ids, jnp.bfloat16).astype(jnp.float32).sum()
+
+  np.testing.assert_array_equal(jax.grad(total)(trainable)['thinker/embed'][1], 4096.0)
+  dtypes = {path: p.dtype for path, p in compute_params(trainable, jnp.bfloat16).items()}
+  assert dtypes == {
+    'thinker/embed': jnp.float32,
+    'thinker/layers/moe/router': jnp.float32,
+    'thinker/head': jnp.bfloat16,
+  }
+
+
+def test_padding_takes_no_experts_in_training():
+  """Nor does it see or is it seen: layer by layer it stays the embedding that it was."""
+  cfg, params, tokens = batches.config().thinker, batches.params()['thinker'], batches.batch().tokens
+  tokens = tokens.replace(audio_index=None, visual_index=None)
+  run = jax.jit(lambda params, tokens: thinker_forward(params, cfg, tokens, Features(), observe=lambda hidden, _: hidden))
+  out, hidden = run(params, tokens)
+  padding = tokens.segment == 0
+  assert padding.any()
+  for layer in hidden:
+    np.testing.assert_array_equal(layer[padding], out.embeds[padding])
+    assert (layer[~padding] != out.embeds[~padding]).any(axis=-1).all()
+
+
+def test_router_logits_are_float32_in_training(monkeypatch):
+  """Two experts whose logits bfloat16 cannot tell apart; what the Thinker is asked for in a step."""
+  x, router = jnp.full((1, 1, 2), 1, jnp.bfloat16), jnp.array([[1.0, 1.0], [0.0, 1e-3]])
+  assert route(x, router, 1, True, jnp.float32).experts.item() == 1 and route(x, router, 1, True).experts.item() == 0
+  asked = []
+  monkeypatch.setattr(step_module, 'thinker_forward', lambda *args, **options: asked.append(options['router_dtype']) or 1 / 0)
+  sums_fn = functools.partial(loss_sums, cfg=batches.config(), recipe=EXACT, roles=assign_roles(batches.config(), EXACT))
+  with pytest.raises(ZeroDivisionError):
+    jax.eval_shape(sums_fn, flatten(batches.params()), {}, batches.batch())
+  assert asked == [jnp.float32]
 
 
 @pytest.mark.slow
