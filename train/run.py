@@ -40,12 +40,14 @@ from .utilisation import step_flops
 
 log = logging.getLogger(__name__)
 TRACED_STEPS = 3
+PREEMPTED = 75  # exit code of a run that SIGTERM ended before its last step (EX_TEMPFAIL): start it again
 
 
 def train(run: Run) -> TrainState:
   """Trains until run.steps, or until SIGTERM; saves; exports if asked to. Returns the last state.
 
-  Raises ValueError for a configuration, model or data that cannot be trained with; SystemExit(0) after SIGTERM.
+  Raises ValueError for a configuration, model or data that cannot be trained with, before the first step; SystemExit(PREEMPTED)
+  after SIGTERM with steps left.
   """
   run.check()
   distributed.initialize()
@@ -58,9 +60,18 @@ def train(run: Run) -> TrainState:
   out.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(out / 'checkpoints', keep=run.save.keep, keep_every=run.save.keep_every)
   checkpoints.describe(model)
+  complete = max(checkpoints.steps(), default=0) >= run.steps
+  if run.export is not None and not complete and list(pathlib.Path(run.export).glob('*')):
+    raise ValueError(f'export {run.export}: not empty; give a new folder')
   state, data_state = begin_or_resume(run, cfg, roles, mesh, model, checkpoints)
   _write_config(out, run)
   done = int(state.step)
+
+  if done >= run.steps and data_state is not None:
+    checkpoints.close()
+    _print(f'{out}: complete, {done} of {run.steps} steps')
+    finish_run(run, cfg, roles, state, out, model)
+    return state
 
   processor = Processor.from_folder(model)
   shard, shards = process_shard(run.data.rows, mesh)
@@ -108,7 +119,7 @@ def train(run: Run) -> TrainState:
     _print(
       f'stopped by SIGTERM after step {done}, {time.perf_counter() - requests.at:.1f} s ago; saved: the same command goes on'
     )
-    raise SystemExit(0)
+    raise SystemExit(PREEMPTED)
   finish_run(run, cfg, roles, state, out, model)
   return state
 
@@ -153,6 +164,7 @@ def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, shard: in
   if run.evaluate is None:
     return None
   evaluation, sums_of = run.evaluate, jax.jit(eval_sums(cfg, run))
+  make_loader(evaluation.data, processor, shard, shards).close()  # what is wrong with the data is said before the first step
 
   def evaluate(state: TrainState) -> dict[str, float]:
     loader = make_loader(evaluation.data, processor, shard, shards)
@@ -183,6 +195,9 @@ def finish_run(run: Run, cfg: OmniConfig, roles: Roles, state: TrainState, out: 
       write_adapter(adapter, cfg, roles.lora, gathered)
       _print(f'{adapter}: the LoRA adapter')
   if run.export is None or jax.process_index() != 0:
+    return
+  if (pathlib.Path(run.export) / 'config.json').is_file():  # an export appears whole or not at all
+    _print(f'{run.export}: written already')
     return
   from qwen3_omni_jax.weights.to_hf import convert_to_hf
 

@@ -1,6 +1,7 @@
 """The configuration of a run, as in the files of configs/train (train/config.py reads them)."""
 
 import dataclasses
+from typing import Literal
 
 from .config import Recipe
 from .data import DataConfig
@@ -45,7 +46,7 @@ class Run(Recipe):
 
   model: str = ''
   out: str = ''
-  init: str = 'model'
+  init: Literal['model', 'random'] = 'model'
   mesh: str = 'fsdp'
   slices: int = 1
   seed: int = 0
@@ -58,8 +59,6 @@ class Run(Recipe):
   def check(self) -> None:
     """Raises ValueError for what no run can do."""
     problems = [f'{name}: missing' for name in ('model', 'out') if not getattr(self, name)]
-    if self.init not in ('model', 'random'):
-      problems.append(f'init {self.init!r}: expected model or random')
     problems += [
       f'{name} {value}: expected at least 1'
       for name, value in (

@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 
+from qwen3_omni_jax.train.run import PREEMPTED
+
 from tests.train.records import write_records
 
 STEPS = 24
@@ -175,7 +177,7 @@ def crash(
       if number == signal.SIGKILL and code == -signal.SIGKILL:
         seen['kills'] += 1
         seen['kills_during_a_checkpoint'] += _unfinished(outs[-1])
-      elif number == signal.SIGTERM and code == 0 and 'stopped by SIGTERM' in text:
+      elif number == signal.SIGTERM and code == PREEMPTED and 'stopped by SIGTERM' in text:
         seen['terms'] += 1
         seen['term_to_saved_s'].append(float(text.split(' s ago')[0].rsplit(' ', 1)[1]))
         seen['term_to_exit_s'].append(round(seconds, 2))

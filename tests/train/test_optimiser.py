@@ -1,15 +1,16 @@
-"""Muon beside optax's own."""
+"""Muon beside optax's own; schedules, clipping, averages and decay beside their formulas."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from optax.contrib import MuonDimensionNumbers, muon
 from qwen3_omni_jax.train.config import Optimiser, Recipe
-from qwen3_omni_jax.train.optimiser import make_transform
+from qwen3_omni_jax.train.optimiser import global_norm, lr_factor, make_transform
 from qwen3_omni_jax.train.stages import LoraPart, Part
 from qwen3_omni_jax.train.state import assign_roles
-from qwen3_omni_jax.train.step import apply_update
+from qwen3_omni_jax.train.step import apply_update, clip_by_norm, update_ema
 
 from tests.train import batches
 
@@ -70,3 +71,41 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
       expected |= own
   for path, value in expected.items():
     np.testing.assert_allclose(params[path], value, rtol=1e-5, atol=1e-6, err_msg=path)  # sums in another order
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'middle'), [('cosine', 0.1 + 0.9 * 0.5), ('linear', 0.1 + 0.9 * 0.5), ('constant', 1.0)], ids=lambda x: str(x)
+)
+def test_the_rate_rises_in_warmup_and_falls_to_its_final_share(schedule, middle):
+  """Four steps of warm-up, then 21: the first of them is the highest, the last `final`, the eleventh half way."""
+  cfg, steps = Optimiser(schedule=schedule, warmup=4, final=0.1), 25
+  rate = [float(lr_factor(cfg, steps, jnp.int32(step))) for step in range(steps)]
+  np.testing.assert_allclose(rate[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
+  np.testing.assert_allclose([rate[4], rate[14], rate[24]], [1.0, middle, 1.0 if schedule == 'constant' else 0.1], rtol=1e-6)
+  assert all(later <= earlier for earlier, later in zip(rate[4:], rate[5:], strict=False))
+  quarter = {'cosine': 0.1 + 0.45 * (1 + np.cos(np.pi / 4)), 'linear': 0.1 + 0.9 * 0.75, 'constant': 1.0}[schedule]
+  np.testing.assert_allclose(rate[9], quarter, rtol=1e-6)
+
+
+def test_a_long_gradient_is_scaled_to_the_largest_norm_and_a_short_one_left():
+  grads = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array([[4.0]])}
+  norm = global_norm(grads)
+  assert float(norm) == 5.0
+  np.testing.assert_allclose(clip_by_norm(grads, norm, 2.0)['a'], [1.2, 0.0], rtol=1e-6)
+  np.testing.assert_allclose(global_norm(clip_by_norm(grads, norm, 2.0)), 2.0, rtol=1e-6)
+  for largest in (6.0, 0.0):  # 0: no clipping
+    np.testing.assert_array_equal(clip_by_norm(grads, norm, largest)['b'], grads['b'])
+
+
+def test_an_average_moves_towards_the_parameter_by_one_minus_its_decay():
+  average, parameter = {'a': jnp.array([1.0, 2.0])}, {'a': jnp.array([2.0, -2.0])}
+  np.testing.assert_allclose(update_ema(average, parameter, 0.75)['a'], [1.25, 1.0])
+  assert update_ema(None, parameter, 0.75) is None
+
+
+def test_weight_decay_is_of_matrices_alone_and_in_units_of_the_rate():
+  recipe = Recipe(parts=(Part('thinker/(norm|head)$', 0.5, 0.2),))
+  roles = assign_roles(batches.config(), recipe)
+  update, factor = jnp.float32(2.0), jnp.float32(0.1)
+  np.testing.assert_allclose(apply_update(jnp.float32(10), update, factor, 'thinker/head', roles), 10 - 0.05 * (2 + 0.2 * 10))
+  np.testing.assert_allclose(apply_update(jnp.float32(10), update, factor, 'thinker/norm', roles), 10 - 0.05 * 2)

@@ -72,6 +72,46 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated(run, tmp_path
   assert evaluations[0]['evaluation']['text'] == pytest.approx(evaluations[0]['evaluation']['loss'])
 
 
+def test_a_complete_run_started_again_says_so_and_changes_nothing(run, capsys):
+  before = {
+    file: file.stat().st_mtime_ns for folder in (run.out, run.export) for file in pathlib.Path(folder).rglob('*.safetensors')
+  }
+  expected = lines(pathlib.Path(run.out))
+  train(run)
+  text = capsys.readouterr().err
+  assert 'complete, 6 of 6 steps' in text and f'{run.export}: written already' in text
+  assert lines(pathlib.Path(run.out)) == expected and before
+  assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+@pytest.mark.parametrize(
+  ('setting', 'words'),
+  [
+    ('optimiser.schedule=cosin', 'one of cosine, linear, constant'),
+    ('optimiser.name=adam', 'one of adamw, adafactor, muon'),
+    ('step.remat=ful', 'one of none, dots, full'),
+    ('step.dtype=float16', 'one of float32, bfloat16'),
+    ('init=nothing', 'one of model, random'),
+  ],
+)
+def test_a_word_that_is_not_an_option_is_refused_when_it_is_read(setting, words):
+  with pytest.raises(ValueError, match=words):
+    read(Run, None, ['model=m', 'out=o', setting])
+
+
+def test_what_would_fail_at_the_end_fails_before_the_first_step(run, tmp_path):
+  """An export folder with other files in it, and held-out data that are not there."""
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'notes.txt').write_text('mine')
+  new = dataclasses.replace(run, out=str(tmp_path / 'new'), export=None)
+  with pytest.raises(ValueError, match='full: not empty'):
+    train(dataclasses.replace(new, export=str(tmp_path / 'full')))
+  held_out = DataConfig((SourceConfig(str(tmp_path / 'missing.jsonl')),), rows=1, length=64, buffer=2)
+  with pytest.raises(ValueError, match='missing.jsonl'):
+    train(dataclasses.replace(new, evaluate=Evaluation(held_out, every=100)))
+  assert not list((tmp_path / 'new' / 'checkpoints').glob('[0-9]*'))
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, tmp_path, caplog):
   def cut(checkpoints):
     for file in (checkpoints / '6' / 'state').rglob('*'):
