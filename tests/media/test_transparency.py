@@ -147,3 +147,20 @@ def test_frames_of_a_video_with_alpha():
   assert clip.duration_s == pytest.approx(1.0)
   np.testing.assert_array_equal(clip.frames[0], flat())
   assert [frame[0, 0].tolist() == list(WHITE) for frame in clip.frames] == [True, True, True, False]
+
+
+def test_the_hidden_colour_of_a_frame_does_not_show():
+  """In a video that keeps its colours under alpha, as GIF does not."""
+  import av
+
+  out = io.BytesIO()
+  with av.open(out, 'w', format='matroska') as container:
+    stream = container.add_stream('ffv1', rate=10)
+    stream.width, stream.height, stream.pix_fmt = 32, 32, 'bgra'
+    for i, alpha in enumerate((0, 128, 255, 0)):
+      frame = av.VideoFrame.from_ndarray(hidden(alpha), format='rgba')
+      frame.pts = i
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  frames = load_video(out.getvalue(), fps=10).frames
+  np.testing.assert_array_equal(frames, np.stack([flat(alpha) for alpha in (0, 128, 255, 0)]))
