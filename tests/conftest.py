@@ -1,5 +1,6 @@
 """Shared set-up: eight CPU devices, strict dtypes, a persistent compilation cache, and checkpoints made once a session."""
 
+import contextlib
 import os
 import pathlib
 
@@ -15,6 +16,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.quick import quick_to_compile
+
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE = ROOT / '.cache' / 'jax'
 
@@ -28,9 +31,10 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _programs_of_one_module():
-  """Drops compiled programs after each module: each one is mapped memory, and Linux allows a process 65,530 maps."""
-  yield
+def _programs_of_one_module(request):
+  """Compiles as the module's marks say, and drops its programs: each is mapped memory, of which Linux allows 65,530 pieces."""
+  with quick_to_compile() if request.node.get_closest_marker('quick_to_compile') else contextlib.nullcontext():
+    yield
   jax.clear_caches()
 
 

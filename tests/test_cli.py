@@ -10,6 +10,8 @@ import pytest
 
 from qwen3_omni_jax.cli import COMMANDS, main
 
+pytestmark = pytest.mark.quick_to_compile
+
 
 def call(capsys, *args: str) -> tuple[int, str, str]:
   code = main([str(a) for a in args])
@@ -27,14 +29,15 @@ def converted(tiny_folder, tmp_path_factory):
 @pytest.mark.parametrize('command', [[], *([name] for name in COMMANDS)])
 def test_help_is_quick(command):
   environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'}
-  seconds = []
-  for _ in range(3):
+  for _ in range(3):  # the quickest of three counts: the machine may do something else meanwhile
     started = time.perf_counter()
     run = [sys.executable, '-m', 'qwen3_omni_jax.cli', *command, '--help']
     done = subprocess.run(run, capture_output=True, text=True, env=environment)
-    seconds.append(time.perf_counter() - started)
+    seconds = time.perf_counter() - started
     assert done.returncode == 0 and done.stdout.startswith('usage: qwen3-omni')
-  assert min(seconds) < 0.5
+    if seconds < 0.5:
+      return
+  pytest.fail(f'{seconds:.2f} s')
 
 
 def test_generate_prints_one_json_object_the_same_from_either_kind_of_folder(tiny_folder, converted, samples, capsys):

@@ -25,6 +25,8 @@ from qwen3_omni_jax.nn import moe
 from qwen3_omni_jax.nn.params import abstract_params
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.quick_to_compile
+
 
 @functools.cache
 def config():

@@ -213,12 +213,10 @@ def _metrics(sums: Metrics, weight: Array, grad_norm: Array, factor: Array, skip
   return metrics
 
 
-def compiled_step(
-  cfg: OmniConfig, recipe: Recipe, mesh, compiler_options: dict[str, Any] | None = None
-) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
+def compiled_step(cfg: OmniConfig, recipe: Recipe, mesh) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
   """The step jitted for a mesh: the state's layout kept, its memory reused."""
   out = (state_shardings(cfg, recipe, mesh), NamedSharding(mesh, PartitionSpec()))
-  run = jax.jit(make_step(cfg, recipe), donate_argnums=0, out_shardings=out, compiler_options=compiler_options)
+  run = jax.jit(make_step(cfg, recipe), donate_argnums=0, out_shardings=out)
 
   @functools.wraps(run)
   def step(state, batch):

@@ -19,6 +19,8 @@ from qwen3_omni_jax.infer.job_store import Store
 from qwen3_omni_jax.infer.prepare import RowError
 from tests.infer.batch_stub import run
 
+pytestmark = pytest.mark.quick_to_compile
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 

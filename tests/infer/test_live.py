@@ -35,7 +35,11 @@ def ask(wave) -> list[dict]:
   return [{'role': 'user', 'content': [{'type': 'audio', 'audio': wave}, {'type': 'text', 'text': 'What?'}]}]
 
 
-@pytest.mark.parametrize('seconds', [0.37, 5.2, 8.0, 8.01, 19.37, 24.0])
+# Below a second; a window to the sample; windows and a rest. The slow ones are between these.
+SECONDS = [0.37, 8.0, 19.37, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (5.2, 8.01, 24.0))]
+
+
+@pytest.mark.parametrize('seconds', SECONDS)
 def test_live_equals_offline_when_nothing_falls_below_the_final_floor(omni, seconds):
   wave = noise(seconds)
   live = LiveAudio(omni, max_tokens=1024)

@@ -16,7 +16,7 @@ from qwen3_omni_jax.infer.sampling import SamplingRows
 from qwen3_omni_jax.infer.talker_inputs import TalkerInputs
 from qwen3_omni_jax.models.talker import OPENING
 from qwen3_omni_jax.models.thinker import thinker_spec
-from qwen3_omni_jax.nn.params import init_params
+from tests.arrays import params_of
 
 LANES, C, SLOTS, LENGTH = 6, 24, 10, 80
 NARROW = 20
@@ -32,7 +32,7 @@ def wide(omni):
   """A Thinker so wide that on CPU a sum over its width is made in another order in a matmul of 16 rows than in one of 96."""
   sizes = dict(hidden_size=512, moe_intermediate_size=192, num_experts=4, num_experts_per_tok=2)
   cfg = dataclasses.replace(omni.cfg.thinker, text=dataclasses.replace(omni.cfg.thinker.text, **sizes))
-  params = {'thinker': init_params(thinker_spec(cfg), jax.random.key(0))}
+  params = {'thinker': params_of(thinker_spec(cfg))}
   return types.SimpleNamespace(cfg=types.SimpleNamespace(thinker=cfg), params=params, dtype=omni.dtype)
 
 

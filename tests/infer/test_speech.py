@@ -43,15 +43,15 @@ SPOKEN = dict(speech=True, max_new_tokens=5, max_frames=FRAMES)
 @pytest.mark.parametrize('temperature', [0, pytest.param(None, marks=pytest.mark.slow)])
 def test_every_kind_of_conversation_speaks_and_a_batch_equals_single_runs(omni, conversations, temperature):
   """Greedily code for code. Drawn at random too, save where rounding (a batch sums in another order) moves a value across a
-  boundary: in a row here and there, one of 400."""
+  boundary: in a row here and there, one of 400. The slow run has every row alone, the quick one a row of each shape."""
   rows = list(conversations.values())
   speakers = ['Ethan', 'chelsie', 'AIDEN', 'Ethan', 'Chelsie', 'Aiden', 'Ethan']
   options = dict(audio_in_video=True, talker_temperature=temperature, **SPOKEN)
   together = omni.generate(rows, seed=list(range(7)), speaker=speakers, **options)
   assert len({reply.speech.codes.tobytes() for reply in together}) == len(rows)
   differing = []
-  for i, row in enumerate(rows):
-    alone = omni.generate([row], seed=i, speaker=speakers[i], **options)[0]
+  for i in range(len(rows)) if temperature is None else (0, 3, 5):
+    alone = omni.generate([rows[i]], seed=i, speaker=speakers[i], **options)[0]
     assert alone.token_ids == together[i].token_ids
     if not np.array_equal(alone.speech.codes, together[i].speech.codes):
       differing.append(i)
@@ -61,8 +61,7 @@ def test_every_kind_of_conversation_speaks_and_a_batch_equals_single_runs(omni, 
   assert len(differing) <= (1 if temperature is None else 0), f'rows {differing}'
 
 
-@pytest.mark.parametrize('case', ['text', 'audio and image'])
-@pytest.mark.parametrize('schedule', [(1, 2, 4, 8), (3,)])
+@pytest.mark.parametrize(('case', 'schedule'), [('text', (1, 2, 4, 8)), ('audio and image', (3,))])
 def test_streaming_gives_the_same_tokens_codes_and_samples(omni, conversations, case, schedule):
   expected = omni.generate([conversations[case]], seed=3, **SPOKEN)[0]
   *events, last = omni.stream(conversations[case], seed=3, chunk_schedule=schedule, **SPOKEN)

@@ -17,6 +17,8 @@ from qwen3_omni_jax.nn.cache import init_cache
 from tests.models import speech_reference as sr
 from tests.models.test_talker import CONFIGS, greedy_frames
 
+pytestmark = pytest.mark.quick_to_compile
+
 TALKER = CONFIGS.args[1][0]
 CODE2WAV = Code2WavConfig(
   codebook_size=40,

@@ -10,8 +10,11 @@ import torch
 
 from qwen3_omni_jax.config import Code2WavConfig
 from qwen3_omni_jax.models import code2wav as c2w
-from qwen3_omni_jax.nn.params import abstract_params, init_params
+from qwen3_omni_jax.nn.params import abstract_params
+from tests.arrays import params_of
 from tests.models.speech_reference import code2wav_pair
+
+pytestmark = pytest.mark.quick_to_compile
 
 OTHER_RATES = Code2WavConfig(
   codebook_size=13,
@@ -55,8 +58,8 @@ def random_codes(cfg, batch, frames, seed=1):
 
 
 def slim_params(seed=0):
-  params = init_params(c2w.code2wav_spec(SLIM), jax.random.key(seed))
-  return jax.tree.map(lambda x: 0.7 * x, params)  # keeps the wave off the clip limits
+  params = params_of(c2w.code2wav_spec(SLIM), seed)
+  return jax.tree.map(lambda x: np.float32(0.7) * x, params)  # keeps the wave off the clip limits
 
 
 @functools.cache
@@ -167,11 +170,11 @@ def test_bfloat16_weights_and_activations_stay_close():
 def test_the_module_is_the_function_over_its_own_parameters():
   codes = random_codes(SLIM, 2, 12)
   module = c2w.Code2Wav(SLIM)
-  variables = jax.jit(module.init)(jax.random.key(0), codes)
-  spec = init_params(c2w.code2wav_spec(SLIM), jax.random.key(0))
-  assert jax.tree.map(jnp.shape, variables) == {'params': jax.tree.map(jnp.shape, spec)}
-  got = jax.jit(module.apply)(variables, codes)
-  np.testing.assert_allclose(got, whole(SLIM)(variables['params'], codes), rtol=0, atol=TOLERANCE)
+  params = slim_params()
+  declared = jax.eval_shape(module.init, jax.random.key(0), codes)
+  assert jax.tree.map(jnp.shape, declared) == {'params': jax.tree.map(jnp.shape, params)}
+  got = jax.jit(module.apply)({'params': params}, codes)
+  np.testing.assert_allclose(got, whole(SLIM)(params, codes), rtol=0, atol=TOLERANCE)
 
 
 def test_published_size_keeps_its_state_in_shape_and_under_3_megabytes_a_row():

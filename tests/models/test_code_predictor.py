@@ -8,8 +8,11 @@ import torch
 
 from qwen3_omni_jax.config import TalkerConfig, TextConfig
 from qwen3_omni_jax.models import code_predictor as cp
-from qwen3_omni_jax.nn.params import init_params
+from qwen3_omni_jax.nn.params import abstract_params
+from tests.arrays import params_of
 from tests.models.speech_reference import talker_pair
+
+pytestmark = pytest.mark.quick_to_compile
 
 
 def talker_config(predictor: TextConfig, groups: int) -> TalkerConfig:
@@ -138,7 +141,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
 def test_the_published_predictor_has_15_embeddings_and_heads():
   predictor = TextConfig(2048, 1024, 3072, 5, 16, 8, 128)
   cfg = talker_config(predictor, 16)
-  shapes = jax.eval_shape(lambda: cp.prepare_predictor(init_params(cp.code_predictor_spec(cfg), jax.random.key(0))))
+  shapes = jax.eval_shape(cp.prepare_predictor, abstract_params(cp.code_predictor_spec(cfg)))
   assert shapes.embed.shape == (15, 2048, 1024) and shapes.head.shape == (15, 1024, 2048)
   assert sum(x.size for x in jax.tree.leaves(shapes)) == 141_570_304
 
@@ -148,8 +151,10 @@ def test_the_module_is_the_function_over_its_own_parameters():
   hidden, embedding = inputs(cfg, 3)
   codes = np.arange(12, dtype=np.int32).reshape(3, 4)
   module = cp.CodePredictor(cfg)
-  variables = jax.jit(module.init)(jax.random.key(0), hidden, embedding, codes)
-  got = jax.jit(module.apply)(variables, hidden, embedding, codes)
-  want = jax.jit(lambda p, h, e, c: cp.code_predictor_forward(p, cfg, h, e, c))(variables['params'], hidden, embedding, codes)
+  params = params_of(cp.code_predictor_spec(cfg))
+  declared = jax.eval_shape(module.init, jax.random.key(0), hidden, embedding, codes)
+  assert jax.tree.map(jnp.shape, declared) == {'params': jax.tree.map(jnp.shape, params)}
+  got = jax.jit(module.apply)({'params': params}, hidden, embedding, codes)
+  want = jax.jit(lambda p, h, e, c: cp.code_predictor_forward(p, cfg, h, e, c))(params, hidden, embedding, codes)
   np.testing.assert_array_equal(got, want)
   assert got.shape == (3, 4, cfg.code_predictor.vocab_size)

@@ -10,6 +10,8 @@ from qwen3_omni_jax.nn.params import is_param
 from qwen3_omni_jax.sharding import make_mesh
 from tests.models.training_step import assert_same_step, config, params_and_batch, step, step_on
 
+pytestmark = pytest.mark.quick_to_compile
+
 MESHES = {
   'dp8': ({'data': 8}, 1),
   'fsdp8': ({'fsdp': 8}, 1),
@@ -27,7 +29,11 @@ def expected():
   return jax.device_get(step(*params_and_batch(), config()))
 
 
-@pytest.mark.parametrize('name', MESHES)
+# Every axis alone or with one other; the rest are their combinations.
+SLOW = {'dp8', 'ep4 fsdp2', 'dp2 fsdp2 ep2'}
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MESHES])
 def test_a_step_equals_that_of_one_device(expected, name, capfd):
   shape, slices = MESHES[name]
   got = step_on(make_mesh(shape, slices=slices))

@@ -16,6 +16,8 @@ from qwen3_omni_jax.models.code_predictor import predict_codes, prepare_predicto
 from qwen3_omni_jax.nn.cache import init_cache
 from tests.models.speech_reference import ref, talker_pair
 
+pytestmark = pytest.mark.quick_to_compile
+
 TOLERANCE = 5e-5  # of the largest magnitude; float32, sums in another order
 IDS = dict(
   codec_pad_id=1050,

@@ -11,7 +11,10 @@ from encoder_reference import vision_pair
 
 from qwen3_omni_jax.config import VisionConfig
 from qwen3_omni_jax.models.vision_encoder import VisionEncoder, encode_vision, vision_spec
-from qwen3_omni_jax.nn.params import abstract_params, count, init_params
+from qwen3_omni_jax.nn.params import abstract_params, count
+from tests.arrays import params_of
+
+pytestmark = pytest.mark.quick_to_compile
 
 TOLERANCE = 5e-5  # of the largest magnitude: float32 rounding through a few layers, summed in another order
 
@@ -109,7 +112,7 @@ GRIDS = {
 @pytest.mark.parametrize('grids', GRIDS.values(), ids=GRIDS)
 def test_features_and_every_deepstack_level_equal_the_reference(cfg, grids):
   patches = patches_of(cfg, grids)
-  arguments = frames_of(patches, grids, pad_to=64)
+  arguments = frames_of(patches, grids, pad_to=64, unused=7 - sum(t for t, _, _ in grids))
   features, deepstack = encode(vision_pair(cfg)[1], cfg, *arguments)
   theirs = reference(cfg, patches, grids)
   assert len(theirs) == 1 + len(deepstack) == 1 + len(cfg.deepstack_visual_indexes)
@@ -228,7 +231,7 @@ def test_without_deepstack_there_are_no_levels():
     deepstack_visual_indexes=(),
   )
   grids = [(1, 4, 6)]
-  params = init_params(vision_spec(cfg), jax.random.key(0))
+  params = params_of(vision_spec(cfg))
   features, deepstack = encode(params, cfg, *frames_of(patches_of(cfg, grids), grids))
   assert features.shape == (1, 6, 20) and deepstack.shape == (0, 1, 6, 20)
 
@@ -236,11 +239,11 @@ def test_without_deepstack_there_are_no_levels():
 def test_module_declares_the_spec_and_gives_the_function():
   cfg, grids = CONFIGS[0], [(1, 4, 6)]
   arguments = frames_of(patches_of(cfg, grids), grids)
-  variables = jax.jit(VisionEncoder(cfg).init)(jax.random.key(0), *arguments)
-  ours = jax.tree.map(jnp.shape, abstract_params(vision_spec(cfg)))
-  assert jax.tree.map(jnp.shape, variables['params']) == ours
-  features, deepstack = jax.jit(VisionEncoder(cfg).apply)(variables, *arguments)
-  expected, expected_levels = encode(variables['params'], cfg, *arguments)
+  declared = jax.eval_shape(VisionEncoder(cfg).init, jax.random.key(0), *arguments)['params']
+  assert jax.tree.map(jnp.shape, declared) == jax.tree.map(jnp.shape, abstract_params(vision_spec(cfg)))
+  params = vision_pair(cfg)[1]
+  features, deepstack = jax.jit(VisionEncoder(cfg).apply)({'params': params}, *arguments)
+  expected, expected_levels = encode(params, cfg, *arguments)
   np.testing.assert_array_equal(features, expected)
   np.testing.assert_array_equal(deepstack, expected_levels)
 

@@ -14,8 +14,9 @@ from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.models.talker import code_logits, talker_forward
 from qwen3_omni_jax.models.thinker import Features, ThinkerTokens, logits, thinker_forward
 from qwen3_omni_jax.models.vision_encoder import encode_vision
-from qwen3_omni_jax.nn.params import Param, is_param
 from qwen3_omni_jax.sharding import param_shardings
+from tests import quick
+from tests.arrays import params_of
 
 B, T, WINDOWS, FRAMES = 8, 32, 8, 8
 WITHOUT_SPEECH = ('audio', 'vision', 'thinker')
@@ -34,18 +35,10 @@ def config():
   return parse_config(data)
 
 
-def initial(rng, p: Param) -> np.ndarray:
-  """As Param.create, but nothing is compiled."""
-  if p.init == 'normal':
-    return rng.standard_normal(p.shape, dtype=np.float32) * np.float32(p.fan_in**-0.5)
-  return np.full(p.shape, {'zeros': 0, 'ones': 1}[p.init], np.float32)
-
-
 @functools.cache
 def params_and_batch(parts=PARTS):
   cfg, rng = config(), np.random.default_rng(0)
-  spec = {part: omni_spec(cfg)[part] for part in parts}
-  params = jax.tree.map(functools.partial(initial, np.random.default_rng(7)), spec, is_leaf=is_param)
+  params = params_of({part: omni_spec(cfg)[part] for part in parts}, 7)
   index = np.full((2, B, T), -1, np.int32)
   for b in range(B):  # 13 audio tokens and 4 visual ones in each row
     index[0, b, 3:16] = b * 26 + np.arange(13)
@@ -103,11 +96,7 @@ RATE = 1e-3  # of learning
 OPTIMISER = optax.adamw(RATE)
 
 
-# Compiling takes far longer than running here: leave out what only makes programs fast (half the time).
-QUICK_TO_COMPILE = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-
-
-@functools.partial(jax.jit, static_argnames='cfg', compiler_options=QUICK_TO_COMPILE)
+@functools.partial(jax.jit, static_argnames='cfg', compiler_options=quick.OPTIONS)
 def step(params, batch, cfg):
   (value, outputs), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, cfg)
   with jax.numpy_dtype_promotion('standard'):  # inside optax

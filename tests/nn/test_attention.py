@@ -7,19 +7,25 @@ import pytest
 
 from qwen3_omni_jax.nn import attention as A
 from qwen3_omni_jax.nn import blockwise
+from tests.arrays import normal
+
+pytestmark = pytest.mark.quick_to_compile
 
 B, T, S, N, K, H = 2, 50, 70, 4, 2, 8
 
 
 @pytest.fixture
 def qkv():
-  keys = jax.random.split(jax.random.key(0), 3)
-  shapes = ((B, T, N, H), (B, S, K, H), (B, S, K, H))
-  return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+  return [normal(seed, *shape) for seed, shape in enumerate(((B, T, N, H), (B, S, K, H), (B, S, K, H)))]
 
 
-Q_SEGMENT = jnp.where(jnp.arange(T) < 45, jnp.where(jnp.arange(T) < 20, 1, 2), 0)[None].repeat(B, 0)
-K_SEGMENT = jnp.where(jnp.arange(S) < 60, jnp.where(jnp.arange(S) < 25, 1, 2), 0)[None].repeat(B, 0)
+Q_SEGMENT = np.where(np.arange(T) < 45, np.where(np.arange(T) < 20, 1, 2), 0).astype(np.int32)[None].repeat(B, 0)
+K_SEGMENT = np.where(np.arange(S) < 60, np.where(np.arange(S) < 25, 1, 2), 0).astype(np.int32)[None].repeat(B, 0)
+
+
+def attend(backend, causal=True, window=None):
+  options = dict(q_segment=Q_SEGMENT, k_segment=K_SEGMENT, causal=causal, window=window, backend=backend)
+  return lambda q, k, v: A.attention(q, k, v, **options)
 
 
 def by_hand(q, k, v, *, causal, window):
@@ -45,7 +51,7 @@ def by_hand(q, k, v, *, causal, window):
 @pytest.mark.parametrize(('causal', 'window'), [(False, None), (True, None), (True, 7)])
 def test_attention_is_softmax_over_what_each_query_may_see(qkv, backend, causal, window, monkeypatch):
   monkeypatch.setattr(blockwise, 'BLOCK', 16)
-  out = A.attention(*qkv, q_segment=Q_SEGMENT, k_segment=K_SEGMENT, causal=causal, window=window, backend=backend)
+  out = jax.jit(attend(backend, causal, window))(*qkv)
   np.testing.assert_allclose(out, by_hand(*qkv, causal=causal, window=window), atol=2e-6)  # float32 sums of 60 terms
   assert not np.any(out[:, 45:])  # padding
 
@@ -54,11 +60,8 @@ def test_attention_is_softmax_over_what_each_query_may_see(qkv, backend, causal,
 def test_gradients_equal_those_of_dense(qkv, other, monkeypatch):
   monkeypatch.setattr(blockwise, 'BLOCK', 16)
 
-  def loss(backend):
-    attend = lambda *x: A.attention(*x, q_segment=Q_SEGMENT, k_segment=K_SEGMENT, causal=True, backend=backend)
-    return jax.grad(lambda x: jnp.sum(jnp.sin(attend(*x))))(qkv)
-
-  for dense, got in zip(loss('dense'), loss(other), strict=True):
+  gradients = lambda backend: jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(attend(backend)(*x)))))(qkv)
+  for dense, got in zip(gradients('dense'), gradients(other), strict=True):
     np.testing.assert_allclose(got, dense, atol=1e-5)
 
 

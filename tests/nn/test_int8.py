@@ -1,20 +1,15 @@
-"""Weight-only int8: which arrays are kept so, how near they stay, and that the modules take them for weights."""
+"""Weight-only int8: which arrays are kept so, and how near they stay. (That the experts take them: test_moe.)"""
 
 import math
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.models.omni import omni_spec
-from qwen3_omni_jax.nn.expert_weights import Experts
-from qwen3_omni_jax.nn.int8 import Int8, dequantize, is_int8, quantize, summed_axes
-from qwen3_omni_jax.nn.lora import weight_map
-from qwen3_omni_jax.nn.moe import FORMS, moe_spec, route
-from qwen3_omni_jax.nn.params import Param, init_params, leaves
+from qwen3_omni_jax.nn.int8 import Int8, dequantize, quantize, summed_axes
+from qwen3_omni_jax.nn.params import Param, leaves
 from tests.conftest import ROOT
 
 
@@ -80,18 +75,3 @@ def test_rounding_is_to_the_nearest_of_255_steps():
 def test_what_is_not_finite_is_refused():
   with pytest.raises(ValueError, match='not finite'):
     quantize(np.array([[1.0, np.nan]]), (0,))
-
-
-@pytest.mark.parametrize('form', sorted(FORMS))
-def test_every_form_of_the_experts_takes_int8(form):
-  """The same result as from the widened weights, to float32 rounding."""
-  spec = moe_spec(12, 7, 6)
-  layers = [init_params(spec['experts'], jax.random.key(i)) for i in range(3)]
-  stack = jax.tree.map(lambda *w: jnp.stack(w), *layers)
-  int8 = {name: Int8(*map(jnp.asarray, quantize(w, (2,)))) for name, w in stack.items()}
-  x = jax.random.normal(jax.random.key(5), (40, 12))
-  routing = route(x, jax.random.normal(jax.random.key(6), (12, 6)), 2, True)
-  wide = weight_map(lambda w: w.astype(jnp.float32), int8)
-  got = jax.jit(FORMS[form])(x, routing, Experts.in_stack(int8, jnp.int32(1)))
-  np.testing.assert_allclose(got, FORMS[form](x, routing, Experts.in_stack(wide, jnp.int32(1))), rtol=0, atol=1e-6)
-  assert all(map(is_int8, int8.values()))

@@ -11,22 +11,27 @@ from qwen3_omni_jax.nn import experts as experts_module
 from qwen3_omni_jax.nn import kernels
 from qwen3_omni_jax.nn.expert_weights import Experts
 from qwen3_omni_jax.nn.experts import GROUPED, experts_form, matmuls, run_experts
+from qwen3_omni_jax.nn.int8 import Int8, dequantize, quantize
 from qwen3_omni_jax.nn.moe import FORMS, moe, moe_spec, route
-from qwen3_omni_jax.nn.params import abstract_params, init_params
+from qwen3_omni_jax.nn.params import abstract_params
+from tests.arrays import normal, params_of
+
+pytestmark = pytest.mark.quick_to_compile
 
 D, F, E, A, LAYERS = 12, 7, 6, 2, 3
+GROUPED_AND_GATHERED = ['gathered', 'ragged', 'looped', 'triton', 'megablox', 'tokamax']
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def params():
-  return init_params(moe_spec(D, F, E, shared_ffn=5), jax.random.key(0))
+  return params_of(moe_spec(D, F, E, shared_ffn=5))
 
 
-def skewed(x, router, kind):
+def skewed(x, kind):
   """Tokens whose routing is balanced, all to the same experts, or to only a few."""
   if kind == 'one':
-    return jnp.broadcast_to(x[:1], x.shape)
-  return jnp.where((jnp.arange(len(x)) % 3 == 0)[:, None], x, x[:1]) if kind == 'few' else x
+    return np.broadcast_to(x[:1], x.shape)
+  return np.where((np.arange(len(x)) % 3 == 0)[:, None], x, x[:1]) if kind == 'few' else x
 
 
 @pytest.fixture(autouse=True)
@@ -35,38 +40,40 @@ def _as_libraries_expect():
     yield
 
 
-@pytest.mark.parametrize('form', ['gathered', 'ragged', 'looped', 'triton', 'megablox', 'tokamax'])
+@functools.partial(jax.jit, static_argnames='form')
+def value_and_grad(x, params, live=None, keep=None, *, form):
+  """((loss, (output, experts chosen)), gradients). live: of moe. keep: tokens that count in the loss; None: all."""
+
+  def loss(x, p):
+    y, routing = moe(x, p, Experts.of_layer(p['experts']), A, True, form=form, live=live)
+    kept = jnp.sin(y) if keep is None else jnp.where(keep[..., None], jnp.sin(y), 0)
+    return jnp.sum(kept), (y, routing.experts)
+
+  return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, params)
+
+
+@pytest.mark.parametrize('form', GROUPED_AND_GATHERED)
 @pytest.mark.parametrize('kind', ['balanced', 'few', 'one'])
 @pytest.mark.parametrize('tokens', [1, 37])
 def test_forms_equal_dense_forward_and_backward(params, form, kind, tokens):
-  x = skewed(jax.random.normal(jax.random.key(1), (tokens, D)), params['router'], kind)
-
-  def loss(x, params, form):
-    return jnp.sum(jnp.sin(moe(x, params, Experts.of_layer(params['experts']), A, True, form=form)[0]))
-
-  value, grads = jax.value_and_grad(loss, (0, 1))(x, params, form)
-  expected, expected_grads = jax.value_and_grad(loss, (0, 1))(x, params, 'dense')
+  x = skewed(normal(1, tokens, D), kind)
+  (value, _), grads = value_and_grad(x, params, form=form)
+  (expected, _), expected_grads = value_and_grad(x, params, form='dense')
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), grads, expected_grads)
 
 
-@pytest.mark.parametrize('form', ['dense', 'gathered', 'ragged', 'looped', 'triton', 'megablox', 'tokamax'])
+@pytest.mark.parametrize('form', ['dense', *GROUPED_AND_GATHERED])
 def test_padding_takes_no_expert(params, form):
   """Its share of the result is zero, that of the other tokens as without it, and so are the gradients."""
-  x = jax.random.normal(jax.random.key(1), (1, 10, D))
-  live = jnp.arange(10)[None] % 3 != 0
+  x = normal(1, 1, 10, D)
+  live = np.arange(10)[None] % 3 != 0
   experts_only = {name: w for name, w in params.items() if not name.startswith('shared')}
-  run = functools.partial(moe, active=A, normalise=True, form=form)
-
-  def loss(x, p, live, keep):
-    y, routing = run(x, p, Experts.of_layer(p['experts']), live=live)
-    return jnp.sum(jnp.where(keep[..., None], jnp.sin(y), 0)), (y, routing)
-
-  (_, (y, routing)), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, experts_only, live, live)
-  (_, (expected, all_routing)), expected_grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, experts_only, None, live)
+  (_, (y, chosen)), grads = value_and_grad(x, experts_only, live, live, form=form)
+  (_, (expected, chosen_of_all)), expected_grads = value_and_grad(x, experts_only, None, live, form=form)
   np.testing.assert_array_equal(y[~live], 0)
   np.testing.assert_allclose(y[live], expected[live], atol=1e-6)
-  np.testing.assert_array_equal(routing.experts, all_routing.experts)  # what the losses see
+  np.testing.assert_array_equal(chosen, chosen_of_all)  # what the losses see
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), grads, expected_grads)
 
 
@@ -84,27 +91,46 @@ def test_what_a_kernel_leaves_past_the_last_row_reaches_nothing(params, monkeypa
     return jnp.where((jnp.arange(len(x)) < sizes.sum())[:, None], dx, jnp.nan), dw, None
 
   careless.defvjp(lambda *inputs: (careless(*inputs), inputs), backward)
-  rows, expert = jax.random.normal(jax.random.key(1), (9, D)), jnp.array([0, 0, 2, 3, 3, E, E, E, E])
+  rows, expert = normal(1, 9, D), np.array([0, 0, 2, 3, 3, E, E, E, E], np.int32)
 
   def loss(form, rows, p):
     y = run_experts(rows, expert, Experts.of_layer(p), form)
     return jnp.sum(jnp.where((expert < E)[:, None], jnp.sin(y), 0))
 
-  expected = jax.value_and_grad(functools.partial(loss, 'ragged'), (0, 1))(rows, params['experts'])
+  run = lambda form: jax.jit(jax.value_and_grad(functools.partial(loss, form), (0, 1)))(rows, params['experts'])
+  expected = run('ragged')
   monkeypatch.setitem(GROUPED, 'careless', functools.partial(matmuls, careless))
-  got = jax.value_and_grad(functools.partial(loss, 'careless'), (0, 1))(rows, params['experts'])
+  got = run('careless')
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
 
+@pytest.fixture(scope='module')
+def stack():
+  """Experts of several layers."""
+  layers = [params_of(moe_spec(D, F, E)['experts'], seed) for seed in range(LAYERS)]
+  return jax.tree.map(lambda *w: np.stack(w), *layers)
+
+
+@functools.partial(jax.jit, static_argnames='form')
+def run_form(x, router, experts, form):
+  return FORMS[form](x, route(x, router, A, True), experts)
+
+
 @pytest.mark.parametrize('form', sorted(FORMS))
-def test_experts_in_stack_are_those_of_the_layer(form):
-  stack = jax.vmap(lambda k: init_params(moe_spec(D, F, E)['experts'], k))(jax.random.split(jax.random.key(2), LAYERS))
-  router = jax.random.normal(jax.random.key(3), (D, E))
-  x = jax.random.normal(jax.random.key(4), (5, D))
-  routing = route(x, router, A, True)
+def test_experts_in_stack_are_those_of_the_layer(stack, form):
+  x, router = normal(4, 5, D), normal(3, D, E)
   for layer in range(LAYERS):
-    alone = FORMS[form](x, routing, Experts.of_layer(jax.tree.map(lambda w, i=layer: w[i], stack)))
-    np.testing.assert_allclose(FORMS[form](x, routing, Experts.in_stack(stack, jnp.int32(layer))), alone, atol=1e-6)
+    alone = run_form(x, router, Experts.of_layer(jax.tree.map(lambda w, i=layer: w[i], stack)), form)
+    np.testing.assert_allclose(run_form(x, router, Experts.in_stack(stack, np.int32(layer)), form), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize('form', sorted(FORMS))
+def test_every_form_takes_int8(stack, form):
+  """The same result as from the widened weights, to float32 rounding."""
+  int8 = {name: Int8(*quantize(w, (2,))) for name, w in stack.items()}
+  wide = {name: dequantize(w.values, w.scale, np.float32) for name, w in int8.items()}
+  got, expected = (run_form(normal(4, 5, D), normal(3, D, E), Experts.in_stack(w, np.int32(1)), form) for w in (int8, wide))
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
 def test_route_picks_the_most_probable_experts_and_normalises():

@@ -12,10 +12,8 @@ from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.infer.collate import AudioWindows, Media, VisualFrames
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.models.thinker import ThinkerTokens
-from qwen3_omni_jax.nn.params import init_params
+from tests.arrays import params_of
 
-# Compiling takes far longer than running here: leave out what only makes programs fast.
-FAST_TO_COMPILE = {'xla_backend_optimization_level': 0}
 B, T, V, WINDOWS, FRAMES = 8, 32, 96, 8, 8
 
 
@@ -31,7 +29,7 @@ def config() -> OmniConfig:
 
 def params(seed: int = 7) -> dict:
   spec = omni_spec(config())
-  return {part: init_params(spec[part], jax.random.key(seed)) for part in ('audio', 'vision', 'thinker')}
+  return params_of({part: spec[part] for part in ('audio', 'vision', 'thinker')}, seed)
 
 
 def batch(seed: int = 0, rows: int = B) -> TrainBatch:

@@ -14,6 +14,8 @@ from qwen3_omni_jax.train.step import apply_update, clip_by_norm, update_ema
 
 from tests.train import batches
 
+pytestmark = pytest.mark.quick_to_compile
+
 RATE, DECAY = 2e-3, 0.3
 # Axes of inputs and of outputs, the others being layers or experts: by hand, not from the table that the optimiser reads.
 MATRICES = {
@@ -54,17 +56,16 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
     ),
     OTHERS: optax.adamw(RATE, 0.9, 0.95, 1e-8, weight_decay=DECAY, mask=mask),
   }
-  fast = lambda update: jax.jit(update, compiler_options=batches.FAST_TO_COMPILE)
   expected = dict(params)
   gradients = [draw(), draw()]
   with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
-    state, update = ours.init(params), fast(ours.update)
+    state, update = ours.init(params), jax.jit(ours.update)
     for gradient in gradients:
       updates, state = update(gradient, state, params)
       params = {path: apply_update(p, updates[path], jnp.float32(1), path, roles) for path, p in params.items()}
     for group, optimiser in theirs.items():
       own = some(expected, group)
-      state, update = optimiser.init(own), fast(optimiser.update)
+      state, update = optimiser.init(own), jax.jit(optimiser.update)
       for gradient in gradients:
         change, state = update(some(gradient, group), state, own)
         own = optax.apply_updates(own, change)

@@ -15,6 +15,8 @@ from qwen3_omni_jax.models.thinker import logits, thinker_forward
 from qwen3_omni_jax.weights.load import load_params
 from tests.train.data_folder import chat_records, small_config, write_jsonl
 
+pytestmark = pytest.mark.quick_to_compile
+
 # float32 sums in another order. Gradients: of the largest entry of each parameter. That of the audio encoder's key biases is zero
 # but for rounding, since they add the same to all scores of a query, which a softmax does not see: of the largest of all.
 LOSS_RTOL = 2e-6

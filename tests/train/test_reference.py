@@ -19,7 +19,8 @@ from qwen3_omni_jax.weights.table import published
 from tests.parity import cases
 from tests.parity.conftest import with_their_pixels
 from tests.reference import Reference
-from tests.train.batches import FAST_TO_COMPILE
+
+pytestmark = pytest.mark.quick_to_compile
 
 RELATIVE = 1e-4  # of a gradient's norm: float32 sums in another order, through every layer and back
 RECIPE = Recipe(
@@ -69,7 +70,7 @@ def of_ours(omni: Omni, rows) -> dict:
   weights = ((segment != 0) & (shift(segment) != 0)).astype(np.float32)
   batch = TrainBatch(packed.tokens, packed.media, shift(ids), weights, np.zeros_like(ids))
   sums_fn = functools.partial(loss_sums, cfg=omni.cfg, recipe=RECIPE, roles=assign_roles(omni.cfg, RECIPE))
-  gradient = jax.jit(jax.value_and_grad(sums_fn, has_aux=True), compiler_options=FAST_TO_COMPILE)
+  gradient = jax.jit(jax.value_and_grad(sums_fn, has_aux=True))
   trainable = {path: p for path, p in flatten(omni.params).items() if path.split('/')[0] in PARTS}
   (_, sums), grads = jax.device_get(gradient(trainable, {}, batch))
   gradients = {

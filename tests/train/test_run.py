@@ -25,7 +25,10 @@ from qwen3_omni_jax.weights.to_hf import convert_to_hf
 from tests.train.crash import data, json_lines, lines
 from tests.train.records import write_records
 
-pytestmark = pytest.mark.filterwarnings('ignore')  # Orbax warns that it runs outside a distributed job
+pytestmark = [
+  pytest.mark.filterwarnings('ignore'),  # Orbax warns that it runs outside a distributed job
+  pytest.mark.quick_to_compile,
+]
 
 
 @pytest.fixture(scope='module')

@@ -18,6 +18,8 @@ from qwen3_omni_jax.nn.moe import route
 from qwen3_omni_jax.sharding import make_mesh
 from tests.train import batches
 
+pytestmark = pytest.mark.quick_to_compile
+
 # No load-balance loss: it is a mean over microbatches, not over tokens (see test_accumulated_…).
 EXACT = Recipe(
   parts=(Part('thinker', 1e-3, 0.1), Part('audio', 1e-3), Part('vision', 1e-3)),
@@ -37,7 +39,7 @@ def run(recipe, batch, shape=(), steps=1):
   """(state after the steps, metrics of the last one)"""
   mesh = make_mesh(dict(shape))
   state = init_state(jax.tree.map(jnp.asarray, batches.params()), batches.config(), recipe, mesh)
-  step = compiled_step(batches.config(), recipe, mesh, batches.FAST_TO_COMPILE)
+  step = compiled_step(batches.config(), recipe, mesh)
   for _ in range(steps):
     state, metrics = step(state, batch)
   return jax.device_get((state, metrics))

@@ -14,6 +14,8 @@ from qwen3_omni_jax.sharding import make_mesh
 from tests.train import batches
 from tests.train.test_step import ADAPTER, EXACT, assert_same_step, run
 
+pytestmark = pytest.mark.quick_to_compile
+
 
 @pytest.mark.slow
 def test_lora_on_a_mesh_equals_one_device():
@@ -29,7 +31,7 @@ def test_other_optimisers_lower_the_loss_and_keep_their_state_as_planned(name):
   mesh = make_mesh({'fsdp': 4, 'expert': 2})
   planned = abstract_state(batches.config(), recipe, mesh, jnp.float32)
   state = init_state(jax.tree.map(jnp.asarray, batches.params()), batches.config(), recipe, mesh)
-  step = compiled_step(batches.config(), recipe, mesh, batches.FAST_TO_COMPILE)
+  step = compiled_step(batches.config(), recipe, mesh)
   losses = []
   for _ in range(4):
     state, metrics = step(state, batches.batch())

@@ -106,8 +106,7 @@ PROCESS = """
 import json, sys
 import jax
 
-folder, port, process = sys.argv[1], sys.argv[2], int(sys.argv[3])
-axes = json.loads(sys.argv[4])
+port, process, axes = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(f'127.0.0.1:{port}', num_processes=2, process_id=process)
 
@@ -123,53 +122,52 @@ from tests.weights.test_restore import BytesRead
 assert jax.device_count() == 8 and jax.local_device_count() == 4
 mesh = jax.make_mesh((2, 4), ('host', 'local'), axis_types=(AxisType.Auto,) * 2)  # host i holds row i
 split = lambda param: NamedSharding(mesh, PartitionSpec(*(axes.get(axis) for axis in param.axes)))
-onto = jax.tree.map(split, omni_spec(load_config(folder)), is_leaf=is_param)
-read = BytesRead(pytest.MonkeyPatch())
-loaded = load_params(folder, shardings=onto)
-count = read.count()
-
-whole = load_params(folder)
-for here, full in zip(jax.tree.leaves(loaded), jax.tree.leaves(whole), strict=True):
-  for shard in here.addressable_shards:
-    np.testing.assert_array_equal(np.asarray(shard.data), full[shard.index])
-up, full = (tree['thinker']['layers']['moe']['experts']['up'] for tree in (loaded, whole))
-total = jax.jit(lambda x: (x * x).sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))(up)  # over both hosts
-np.testing.assert_allclose(float(total), (full * full).sum(dtype=np.float64), rtol=1e-5)
-print('bytes read:', count)
+for folder in sys.argv[4:]:
+  onto = jax.tree.map(split, omni_spec(load_config(folder)), is_leaf=is_param)
+  with pytest.MonkeyPatch.context() as patch:
+    read = BytesRead(patch)
+    loaded = load_params(folder, shardings=onto)
+    print('bytes read:', read.count())
+  whole = load_params(folder)
+  for here, full in zip(jax.tree.leaves(loaded), jax.tree.leaves(whole), strict=True):
+    for shard in here.addressable_shards:
+      np.testing.assert_array_equal(np.asarray(shard.data), full[shard.index])
+  up, full = (tree['thinker']['layers']['moe']['experts']['up'] for tree in (loaded, whole))
+  total = jax.jit(lambda x: (x * x).sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))(up)  # over both hosts
+  np.testing.assert_allclose(float(total), (full * full).sum(dtype=np.float64), rtol=1e-5)
 """
 
 
-def read_by_two_processes(folder: pathlib.Path, axes: dict[str, str]) -> list[int]:
-  """Bytes read by each of two processes with four devices each. axes: {logical axis: mesh axis 'host' or 'local'}."""
+def read_by_two_processes(folders: list[pathlib.Path], axes: dict[str, str]) -> list[list[int]]:
+  """Bytes of each folder read by each of two processes with four devices each. axes: {logical axis: mesh axis 'host' or
+  'local'}."""
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
   root = pathlib.Path(__file__).parents[2]
   environment = {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu', 'PATH': '', 'HOME': str(root)}
-  command = [sys.executable, '-c', PROCESS, str(folder), str(port)]
+  command = lambda process: [sys.executable, '-c', PROCESS, str(port), str(process), json.dumps(axes), *map(str, folders)]
   started = [
-    subprocess.Popen(
-      [*command, str(i), json.dumps(axes)], cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    subprocess.Popen(command(i), cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for i in range(2)
   ]
   counts = []
   for process in started:
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-3000:]
-    (said,) = [line for line in out.splitlines() if line.startswith('bytes read:')]  # gloo writes there too, when it likes
-    counts.append(int(said.split()[-1]))
+    said = [line for line in out.splitlines() if line.startswith('bytes read:')]  # gloo writes there too, when it likes
+    counts.append([int(line.split()[-1]) for line in said])
   return counts
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_each_of_two_hosts_reads_its_half_of_the_experts(folders, expected, kind):
-  counts = read_by_two_processes(folders[kind], {'expert': 'host', 'mlp': 'local'})
+def test_each_of_two_hosts_reads_its_half_of_the_experts(folders, expected):
+  """Of every kind of folder, one after another."""
   experts = sum(value.nbytes for value in expected['thinker']['layers']['moe']['experts'].values())
   rest = bytes_of(expected) - experts
   assert experts > 0.5 * bytes_of(expected)
-  for count in counts:
-    if kind == 'converted':
-      assert 0.5 * experts + rest < count < 1.2 * (0.5 * experts + rest)
-    else:
-      assert count == experts // 2 + rest
+  for of_kinds in read_by_two_processes([folders[kind] for kind in KINDS], {'expert': 'host', 'mlp': 'local'}):
+    for kind, count in zip(KINDS, of_kinds, strict=True):
+      if kind == 'converted':
+        assert 0.5 * experts + rest < count < 1.2 * (0.5 * experts + rest), kind
+      else:
+        assert count == experts // 2 + rest, kind
