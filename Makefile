@@ -1,22 +1,26 @@
 # Everything a fresh machine needs: Python 3.11 or newer, make, and a package index.
 PYTHON ?= python3
 BIN = .venv/bin
+PIP = $(BIN)/python -m pip install --quiet
 
 .PHONY: setup demo test test-slow lint parity
 
 setup: .venv/.ready
 
+# torchvision, for the reference's processor, comes alone: it would pull a second torch. setuptools has a note about folders for every
+# editable install whose folders are not named as its packages are; it does not apply to imports from here.
+.venv/.ready: export PYTHONWARNINGS = ignore:Editable installation
 .venv/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,eval,plan,test,dev]'
-	# The reference's processor needs torchvision; without --no-deps it would pull a second torch.
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps torchvision
-	touch .venv/.ready
+	@echo 'Installing into .venv; this takes some minutes.'
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --upgrade pip
+	@$(PIP) -c constraints.txt -e '.[train,eval,plan,test,dev]'
+	@$(PIP) -c constraints.txt --no-deps torchvision
+	@touch .venv/.ready
 
-# The main job on the embedded default: a tiny random checkpoint, sample media, one conversation for each.
+# A trained model that hears and sees, then a random one with every part of the released model.
 demo: setup
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/qwen3-omni demo --out demo
+	@$(BIN)/qwen3-omni demo --out demo
 
 lint: setup
 	$(BIN)/ruff check .

@@ -127,7 +127,7 @@ def command(source: pathlib.Path, out: pathlib.Path, checkpoint: pathlib.Path, *
     '--block-rows',
     '16',
     '--token-ids',
-    '--cache-dir',
+    '--compile-cache',
     str(WORK / 'programs'),
     '--json',
     *more,

@@ -82,7 +82,7 @@ def _busy_s() -> float:
   return (user + nice + system + sum(rest)) / os.sysconf('SC_CLK_TCK')
 
 
-PACKAGES = ('qwen3_omni_jax', 'train', 'eval', 'tools', 'configs', 'tests', 'benchmarks', 'pyproject.toml')
+PACKAGES = ('qwen3_omni_jax', 'train', 'eval', 'tools', 'configs', 'examples', 'tests', 'benchmarks', 'pyproject.toml')
 NOT_CODE = (':!benchmarks/results', ':!*.md')
 
 

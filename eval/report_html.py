@@ -1,26 +1,23 @@
 """The evaluation as one HTML file: the table, scores by category, and the worst examples with their sound, picture or still."""
 
-import base64
-import html
-import io
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen3_omni_jax import report
+from qwen3_omni_jax.report_media import Shown, examples, shortened
 
 from . import read, report_table
 from .benchmark import Item, Row
 from .run import Result
 
 WORST = 6  # examples of each benchmark
+PAGE_BYTES = 64 * 2**20  # of all their media
 MOST_VALUES = 30  # bars of a plot; further values of a category are named as left out
-SOUND_BYTES = 3_000_000  # longer sounds are named, not embedded
-STILL = 320  # pixels of the longer side
 
 
 def page(results: Sequence[Result], summary: Mapping[str, Any]) -> str:
   """The whole page."""
+  shown = Shown(left_bytes=PAGE_BYTES)
   made = f'{summary["model"]}, {summary["variant"]}, {summary["date"]}'
   sections = [
     ('Scores', report.text(made) + report.table(report_table.HEAD, map(_keep_numbers_together, report_table.rows(summary))))
@@ -29,7 +26,7 @@ def page(results: Sequence[Result], summary: Mapping[str, Any]) -> str:
     sections.append(('Not scored', report.table(('benchmark', 'reason'), left)))
   for result in results:
     if result.scores is not None:
-      sections.append((result.benchmark.title, _benchmark_section(result)))
+      sections.append((result.benchmark.title, _benchmark_section(result, shown)))
   versions = report.table(('library', 'version'), list(summary['versions'].items()))
   return report.page('Evaluation', [*sections, ('Versions', versions)])
 
@@ -39,7 +36,7 @@ def _keep_numbers_together(cells: Sequence[Any]) -> list[Any]:
   return [cells[0], *(str(c).replace(' ', '\u00a0') for c in cells[1:])]
 
 
-def _benchmark_section(result: Result) -> str:
+def _benchmark_section(result: Result, shown: Shown) -> str:
   scores = result.scores
   assert scores is not None
   parts = [report.table(('metric', 'value'), [(k, f'{v:.2f}') for k, v in scores.metrics.items()])]
@@ -47,7 +44,7 @@ def _benchmark_section(result: Result) -> str:
   for axis, rates in by_category(result.items, scores.rows).items():
     if len(rates) > 1:
       parts.append(_bars(axis, rates))
-  parts.append('<h3>Worst examples</h3>' + _STYLE + ''.join(_example(result, i) for i in worst(result)))
+  parts.append('<h3>Worst examples</h3>' + examples(_example(result, i, shown) for i in worst(result)))
   return '\n'.join(parts)
 
 
@@ -70,7 +67,7 @@ def _bars(axis: str, rates: Mapping[str, tuple[float, int]]) -> str:
   left = f' ({len(rates) - len(kept)} more not shown)' if len(rates) > len(kept) else ''
   fig = report.figure(8, 0.8 + 0.28 * len(kept))
   axes = fig.subplots()
-  names = [f'{_short(name, 44)} ({number})' for name, (_, number) in kept.items()]
+  names = [f'{shortened(name, 44)} ({number})' for name, (_, number) in kept.items()]
   bars = axes.barh(range(len(kept)), [rate for rate, _ in kept.values()], color='#4c78a8', height=0.7)
   axes.bar_label(bars, fmt='%.1f', padding=3, color='#7d8590', fontsize=8)
   axes.set_yticks(range(len(kept)), names)
@@ -91,15 +88,8 @@ def worst(result: Result) -> list[int]:
   return sorted(lost, key=lambda i: rates[i])[:WORST]
 
 
-_STYLE = (
-  '<style>.example { display: flex; gap: 1rem; flex-wrap: wrap; border-top: 1px solid var(--line); padding: .8rem 0; } '
-  '.example > div { flex: 1 1 22rem; min-width: 0; overflow-wrap: anywhere; } .example img { max-width: 100%; } '
-  '.example audio { width: 100%; } .example .media { flex: 0 1 20rem; } dt { color: var(--quiet); } dd { margin: 0 0 .4rem; '
-  '}</style>'
-)
-
-
-def _example(result: Result, i: int) -> str:
+def _example(result: Result, i: int, shown: Shown) -> tuple[dict[str, Any], list[str]]:
+  """Facts and media of one item."""
   assert result.scores is not None
   item, answer, row = result.items[i], result.answers[i], result.scores.rows[i]
   question = ' '.join(
@@ -115,59 +105,11 @@ def _example(result: Result, i: int) -> str:
   }
   if facts['read as'] == reply:
     del facts['read as']
-  cells = ''.join(f'<dt>{k}</dt><dd>{html.escape(_short(str(v), 600))}</dd>' for k, v in facts.items() if v not in ('', None))
-  shown = ''.join(_medium(kind, source) for kind, source in read.media(item))
-  media = f'<div class="media">{shown}</div>' if shown else ''
-  return f'<div class="example">{media}<div><dl>{cells}</dl></div></div>\n'
+  return facts, [_medium(shown, kind, source) for kind, source in read.media(item)]
 
 
-def _medium(kind: str, source: Any) -> str:
-  """An audio player, a picture, or a video's middle frame; a line that says so where it cannot be shown."""
+def _medium(shown: Shown, kind: str, source: Any) -> str:
   try:
-    data = source.read() if isinstance(source, (read.Cell, read.Segment)) else source
-    if kind == 'audio':
-      return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(_sound(data)).decode()}"></audio>'
-    picture = _frame(data) if kind == 'video' else _picture(data)
-    out = io.BytesIO()
-    picture.thumbnail((STILL, STILL))
-    picture.convert('RGB').save(out, 'JPEG', quality=80)
-    alt = 'still of the video' if kind == 'video' else 'picture'
-    return f'<img alt="{alt}" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+    return shown.medium(kind, source.read() if isinstance(source, (read.Cell, read.Segment)) else source)
   except Exception as e:  # a broken file must not cost the report
     return report.text(f'{kind} not shown: {type(e).__name__}: {e}')
-
-
-def _sound(data: Any) -> bytes:
-  import soundfile
-
-  if isinstance(data, tuple):
-    out = io.BytesIO()
-    soundfile.write(out, *data, format='WAV', subtype='PCM_16')
-    content = out.getvalue()
-  else:
-    content = data if isinstance(data, bytes) else pathlib.Path(data).read_bytes()
-  if len(content) > SOUND_BYTES:
-    raise ValueError(f'{len(content)} bytes; sounds up to {SOUND_BYTES} are embedded')
-  return content
-
-
-def _picture(data: Any):
-  from PIL import Image
-
-  return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-
-
-def _frame(data: Any):
-  import av
-
-  with av.open(io.BytesIO(data) if isinstance(data, bytes) else str(data), 'r') as container:
-    stream = container.streams.video[0]
-    if container.duration:
-      container.seek(container.duration // 2)
-    for frame in container.decode(stream):
-      return frame.to_image()
-  raise ValueError('no frame')
-
-
-def _short(text: str, limit: int) -> str:
-  return text if len(text) <= limit else text[: limit - 1] + '…'

@@ -5,6 +5,8 @@ import importlib
 import sys
 import traceback
 
+from .devices import hide_xla_log
+
 # name: (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 COMMANDS = {
   'generate': ('qwen3_omni_jax.tools.generate', 'answer a conversation with text, audio, images and video in it'),
@@ -27,13 +29,15 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.')
     tool = importlib.import_module(module)
     tool.add_arguments(command)
-    command.add_argument('--debug', action='store_true', help='show the full trace of an error')
+    command.add_argument('--debug', action='store_true', help="show the full trace of an error, and XLA's own log")
     command.set_defaults(run=tool.run)
   return parser
 
 
 def main(argv: list[str] | None = None) -> int:
   args = build_parser().parse_args(argv)
+  if not args.debug:
+    hide_xla_log()
   try:
     return args.run(args)
   except KeyboardInterrupt:

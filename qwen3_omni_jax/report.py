@@ -6,7 +6,7 @@ page('Batch', [('Throughput', svg(figure)), ('Settings', table(('name', 'value')
 import html
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,6 +70,30 @@ def svg(fig: 'Figure') -> str:
     FigureCanvasSVG(fig).print_svg(out, metadata={'Date': None, 'Creator': None})
   drawn = out.getvalue()
   return re.sub(r'<metadata>.*?</metadata>', '', drawn[drawn.index('<svg') :], flags=re.DOTALL).strip()
+
+
+def histograms(groups: Mapping[str, Sequence[float]], counted: str = 'rows') -> str:
+  """How the values of each group are spread, side by side on one figure: {label with unit: values}, none of them empty."""
+  return svg(_histograms(groups, counted))
+
+
+def _histograms(groups: Mapping[str, Sequence[float]], counted: str) -> 'Figure':
+  from matplotlib.ticker import MaxNLocator
+
+  fig = figure(width=max(8.0, 2.7 * len(groups)))
+  for axes, (label, values) in zip(fig.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+    whole = all(isinstance(value, int) for value in values)
+    low, high = min(values), max(values)
+    # Values that hardly differ get a range of 5 %, so that the numbers on the axis stay short and a narrow column looks narrow.
+    least = max(0.05 * max(abs(low), abs(high)), 4.0 if whole else 1e-3)
+    if high - low < least:
+      low, high = (low + high - least) / 2, (low + high + least) / 2
+    axes.hist(values, bins=30, range=(low, high), alpha=0.7)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=whole))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.set_xlabel(label)
+    axes.set_ylabel(counted)
+  return fig
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:

@@ -9,10 +9,10 @@ import qwen3_omni_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
-  'config_reader config config_json hardware flops shapes report sharding distributed nn media models weights infer '
-  'train eval tools cli'
+  'config_reader config config_json hardware flops shapes report sharding distributed compile_cache devices nn media '
+  'report_media models weights infer train eval tools cli'
 ).split()
-TOP_LEVEL = ('train', 'eval', 'tools', 'configs')
+TOP_LEVEL = ('train', 'eval', 'tools', 'configs', 'examples')
 FORBIDDEN = {'media': {'jax', 'flax'}, 'models': {'qwen3_omni_jax.media'}}
 NOT_SHIPPED = {'torch', 'transformers', 'torchvision'}
 

@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+from qwen3_omni_jax import compile_cache, devices
+
 SETTINGS = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed', 'max_frames', 'talker_temperature')
 
 
@@ -46,12 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   work.add_argument('--speech-slots', type=int, help='rows that speak together (default: as many)')
   work.add_argument('--lengths', metavar='N,N', help='tokens that slots hold (default 256,1024,4096,16384)')
   work.add_argument('--workers', type=int, default=2, help='threads that decode media and tokenize (default 2)')
-  work.add_argument(
-    '--cache-dir',
-    metavar='DIR',
-    default='~/.cache/qwen3-omni-jax/programs',
-    help="compiled programs are kept here for the next run (default %(default)s; '' for nowhere)",
-  )
+  compile_cache.add_argument(work)
   work.add_argument('--dry-run', action='store_true', help='print memory and programs, load and run nothing')
   parser.add_argument('--json', action='store_true', help='print the summary as one JSON object')
 
@@ -77,24 +74,13 @@ def run(args: argparse.Namespace) -> int:
     return _tell(merge(args.output), args.json)
   if not args.model or not args.input:
     raise ValueError('give --model and --input (or --merge with --output)')
+  shard = _shard(args.shard) if args.shard else None
+  devices.start(args.compile_cache)
   config = engine_config(args)
   if args.dry_run:
     return _dry_run(args, config)
   from ..infer.job import JobConfig, run_job
 
-  if args.cache_dir:
-    import os
-
-    import jax
-
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(args.cache_dir))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-  shard = None
-  if args.shard:
-    left, _, right = args.shard.partition('/')
-    if not left.isdecimal() or not right.isdecimal():
-      raise ValueError(f'--shard {args.shard}: expected I/N, such as 0/4')
-    shard = (int(left), int(right))
   given = {name: getattr(args, name) for name in (*SETTINGS, 'fps', 'audio_in_video', 'enable_thinking', 'speaker')}
   job = JobConfig(
     model=args.model,
@@ -118,6 +104,13 @@ def run(args: argparse.Namespace) -> int:
   _say_programs(args, config)
   signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # preemption: end as by Ctrl-C
   return _tell(run_job(job, on_progress=_progress()), args.json)
+
+
+def _shard(text: str) -> tuple[int, int]:
+  left, _, right = text.partition('/')
+  if not left.isdecimal() or not right.isdecimal():
+    raise ValueError(f'--shard {text}: expected I/N, such as 0/4')
+  return int(left), int(right)
 
 
 def _load_config(args: argparse.Namespace):

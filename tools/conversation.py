@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+from qwen3_omni_jax import compile_cache
+
 MEDIA_KEYS = ('audio', 'image', 'video', 'audio_url', 'image_url', 'video_url')
 MAX_CONVERSATION_BYTES = 512 * 2**20  # media may be inside as data: URLs
 
@@ -20,6 +22,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--mesh', metavar='SHAPE', help="share the work over all devices: a strategy ('serve'), or sizes as in data=2,expert=4"
   )
+  compile_cache.add_argument(parser)
   parser.add_argument('--json', action='store_true', help='print one JSON object')
 
 

@@ -1,7 +1,10 @@
 """`qwen3-omni convert`: converts published weights to a checkpoint for jax, and back, in little memory."""
 
 import argparse
+import os
 import sys
+
+from qwen3_omni_jax import devices
 
 PARTS = ('audio', 'vision', 'thinker', 'talker', 'code2wav')
 
@@ -33,6 +36,10 @@ def _add_common(parser: argparse.ArgumentParser, source: str, more_dtypes: tuple
 
 
 def run(args: argparse.Namespace) -> int:
+  if getattr(args, 'numerics', False):
+    devices.start()
+  else:
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # bytes from disk to disk: no device is taken from others
   return args.action(args)
 
 

@@ -7,6 +7,8 @@ import pathlib
 import sys
 from typing import Any
 
+from qwen3_omni_jax import compile_cache, devices
+
 SUITES = ('audio', 'vision', 'audiovisual', 'speech', 'text', 'all')
 
 
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--transcripts', metavar='FILE', help="{'id', 'text'} lines: what a recogniser heard, for the speech suite")
   parser.add_argument('--speaker', default='Ethan', help='voice of the speech suite (default Ethan)')
   parser.add_argument('--max-frames', type=int, metavar='N', help='longest speech, in frames of 80 ms')
+  compile_cache.add_argument(parser)
   parser.add_argument('--json', action='store_true', help='print results.json instead of the table')
 
 
@@ -101,6 +104,7 @@ def _from_predictions(args: argparse.Namespace, benchmark: Any, out: pathlib.Pat
 
 
 def _with_model(args: argparse.Namespace, benchmarks: list[Any], out: pathlib.Path) -> int:
+  devices.start(args.compile_cache)
   from qwen3_omni_jax.eval import run as runner
   from qwen3_omni_jax.eval.predict import EnginePredictor, self_asr, variant_of
 

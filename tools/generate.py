@@ -7,6 +7,8 @@ import pathlib
 import sys
 from typing import Any
 
+from qwen3_omni_jax import devices
+
 from .conversation import add_input_arguments, add_model_arguments, prompt_options, read_conversation
 
 
@@ -51,12 +53,13 @@ def conversation_of(args: argparse.Namespace) -> tuple[list[dict], dict]:
 
 def run(args: argparse.Namespace) -> int:
   messages, prompt = conversation_of(args)
-  from ..infer.omni import Omni
-
   if (args.stream or args.max_frames or args.talker_temperature is not None) and not args.speech:
     raise ValueError('--stream, --max-frames and --talker-temperature go with --speech out.wav')
   if args.stream and (args.json or args.reference_exact):
     raise ValueError('--stream goes with neither --json nor --reference-exact: they need the whole reply')
+  devices.start(args.compile_cache)
+  from ..infer.omni import Omni
+
   root = args.media_root or (pathlib.Path(args.input).parent if args.input else None)
   omni = Omni.load(args.model, mesh=args.mesh, dtype=args.dtype, media_root=root, speech=bool(args.speech))
   names = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed')

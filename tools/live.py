@@ -4,6 +4,8 @@ import argparse
 import sys
 import time
 
+from qwen3_omni_jax import devices
+
 from .conversation import add_model_arguments
 
 BLOCK_S = 0.1  # of sound handed over at a time
@@ -28,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
   import numpy as np
 
+  devices.start(args.compile_cache)
   from ..infer.live import LiveAudio
   from ..infer.omni import Omni
   from ..infer.reply import Finished, TextDelta

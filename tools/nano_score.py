@@ -8,6 +8,8 @@ import argparse
 import json
 import pathlib
 
+from qwen3_omni_jax import devices
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--model', required=True, metavar='DIR', help='the trained model')
@@ -17,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+  devices.start()
   from ..eval.wer import corpus_rate, edits
   from ..infer.omni import Omni
 

@@ -3,6 +3,8 @@
 import argparse
 import json
 
+from qwen3_omni_jax import devices
+
 from .conversation import add_input_arguments, add_model_arguments, prompt_options, read_conversation
 
 
@@ -17,6 +19,7 @@ def run(args: argparse.Namespace) -> int:
   if not args.input:
     raise ValueError('give --input conversation.json, ending with the assistant turn to score')
   messages, extra = read_conversation(args.input)
+  devices.start(args.compile_cache)
   from ..infer.omni import Omni
 
   root = args.media_root or pathlib.Path(args.input).parent

@@ -2,11 +2,14 @@
 
 import argparse
 
+from qwen3_omni_jax import compile_cache, devices
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--config', metavar='YAML', help='a file, or the name of one that comes with the package, such as sft')
   parser.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='in place of the values in the file, as in steps=100')
   parser.add_argument('--show', action='store_true', help='print the whole configuration and do nothing')
+  compile_cache.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
     print(yaml.safe_dump(json.loads(json.dumps(to_data(configuration))), sort_keys=False), end='')
     return 0
+  devices.start(args.compile_cache, join=True)
   from ..train.run import train
 
   train(configuration)

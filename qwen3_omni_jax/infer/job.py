@@ -129,8 +129,12 @@ def run_job(config: JobConfig, omni: Omni | None = None, on_progress: Callable[[
 
 def load_omni(config: JobConfig) -> Omni:
   """The model a job asks for. media_root: default the first input file's folder."""
-  root = config.media_root or pathlib.Path(input_files(config.input)[0]).parent
+  root = media_root(config, input_files(config.input))
   return Omni.load(config.model, dtype=config.dtype, speech=config.speech, media_root=root, mesh=config.mesh)
+
+
+def media_root(config: JobConfig, files: list[pathlib.Path]) -> pathlib.Path:
+  return pathlib.Path(config.media_root) if config.media_root else files[0].parent
 
 
 def _open(config: JobConfig, files: list[pathlib.Path], out: pathlib.Path) -> tuple[Index, dict[str, Any]]:
@@ -144,6 +148,7 @@ def _open(config: JobConfig, files: list[pathlib.Path], out: pathlib.Path) -> tu
       index = Index.of(files)
       index.save(out / 'index.npz')
       manifest = {'input': facts, 'rows': index.total, 'identity': config.identity(), 'model': str(config.model)}
+      manifest['media_root'] = str(media_root(config, files).absolute())  # for the report: a later run may name another
       partial = path.with_suffix('.partial')
       partial.write_text(json.dumps(manifest, indent=1) + '\n')
       partial.rename(path)
@@ -323,7 +328,7 @@ def merge(out: str | pathlib.Path, own: dict[str, Any] | None = None) -> dict[st
     partial = out / f'summary.{os.getpid()}.partial'
     partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + '\n')
     partial.rename(out / 'summary.json')
-    write_report(out / 'report.html', store, summary)
+    write_report(out / 'report.html', store, manifest, summary)
     return summary
   finally:
     store.close()

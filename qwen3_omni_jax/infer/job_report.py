@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..report import figure, page, svg, table, text
+from ..report import figure, histograms, page, svg, table, text
+from . import job_examples
 from .job_store import Store
 
 
@@ -102,8 +103,8 @@ def _use(own: dict[str, Any] | None) -> dict[str, Any] | None:
   }
 
 
-def write_report(path: pathlib.Path, store: Store, summary: dict[str, Any]) -> None:
-  """The page: what there is, throughput over time, lengths, latency, failures."""
+def write_report(path: pathlib.Path, store: Store, manifest: dict[str, Any], summary: dict[str, Any]) -> None:
+  """The page: what there is, answers and failures to look at, throughput over time, lengths, latency."""
   prompt, reply, sound = [], [], []
   for row in store.results():
     if 'usage' in row:
@@ -116,17 +117,23 @@ def write_report(path: pathlib.Path, store: Store, summary: dict[str, Any]) -> N
   sections = [('Result', table(('', ''), plain.items()))]
   if summary['failures']:
     sections.append(('Failures', table(('kind', 'rows'), summary['failures'].items())))
+  sections += job_examples.sections(store, manifest)
   sections.append(('Throughput', _throughput([t['finished'] for t in timings])))
   lengths = {'prompt, tokens': prompt, 'reply, tokens': reply, 'speech, s': sound}
-  sections.append(('Lengths', _histograms({k: v for k, v in lengths.items() if v})))
+  sections.append(('Lengths', _spread(lengths)))
   stages = {
     name: [t[key] for t in timings if key in t]
     for name, key in (('to first token, s', 'first_token_s'), ('to end of text, s', 'text_s'), ('to result, s', 'total_s'))
   }
-  sections.append(('Latency, from when a row was taken up', _histograms({k: v for k, v in stages.items() if v})))
+  sections.append(('Latency, from when a row was taken up', _spread(stages)))
   if summary.get('own'):
     sections.append(('The process that finished the job', text(json.dumps(summary['own'], indent=1), code=True)))
   path.write_text(page('Batch job', sections), encoding='utf-8')
+
+
+def _spread(groups: dict[str, list[float]]) -> str:
+  groups = {label: values for label, values in groups.items() if values}
+  return histograms(groups) if groups else text('Nothing to plot.')
 
 
 def _throughput(finished: list[float]) -> str:
@@ -139,14 +146,4 @@ def _throughput(finished: list[float]) -> str:
   axes.stairs(np.histogram(t, edges)[0] / np.diff(edges), edges, fill=True, alpha=0.7)
   axes.set_xlabel('seconds')
   axes.set_ylabel('rows per second')
-  return svg(fig)
-
-
-def _histograms(groups: dict[str, list[float]]) -> str:
-  if not groups:
-    return text('Nothing to plot.')
-  fig = figure()
-  for axes, (name, values) in zip(np.atleast_1d(fig.subplots(1, len(groups))), groups.items(), strict=True):
-    axes.hist(values, bins=30, alpha=0.7)
-    axes.set_xlabel(name)
   return svg(fig)

@@ -157,6 +157,15 @@ class Store:
       return {'path': f'audio/part-{block:05d}.tar', 'member': name}
     return {'path': f'audio/part-{block:05d}/{name}'}
 
+  def read_audio(self, found: dict[str, str]) -> bytes:
+    """The file that `put_audio` told of."""
+    if 'member' not in found:
+      return (self.out / found['path']).read_bytes()
+    with tarfile.open(self.out / found['path']) as tar:
+      file = tar.extractfile(found['member'])
+      assert file is not None
+      return file.read()
+
   def _pack(self, block: int) -> None:
     """The sound of a block as one archive whose bytes depend on nothing but its files."""
     folder, archive = self.audio_folder(block), self.path(block, 'tar', 'audio')

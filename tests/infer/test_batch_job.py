@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -130,6 +131,28 @@ def test_two_thousand_rows_of_which_a_tenth_is_broken_in_twenty_ways(tiny_folder
   assert '<svg' in report and 'settings' in report
 
 
+@pytest.mark.parametrize('tar', [False, True])
+def test_the_report_shows_and_plays_the_first_answers_and_one_failure_of_each_kind(tiny_folder, tmp_path, tar):
+  from qwen3_omni_jax.tools.sample_media import write_samples
+
+  write_samples(tmp_path)
+  part = lambda kind, file: {'type': kind, kind: file}
+  ask = lambda *parts: [{'role': 'user', 'content': [*parts, {'type': 'text', 'text': 'What <b>is</b> it?'}]}]
+  rows = [question(i, messages=ask(part('image', 'shapes.png'), part('audio', 'melody.wav'))) for i in range(2)]
+  rows += [question(2, messages=ask(part('video', 'moving.mp4')))] + [question(i) for i in range(3, 20)]
+  rows[9:12] = ['not <json>', question(10, messages=ask(part('image', '/etc/passwd'))), question(11, temperature=-1)]
+  run(tiny_folder, write(tmp_path / 'in.jsonl', rows), tmp_path / 'out', tmp_path, speech=True, tar=tar)
+  page = (tmp_path / 'out' / 'report.html').read_text()
+  assert page.count('<audio') == 2 + 6 and page.count('<img') == 3  # two sounds of users, six of answers
+  assert 'What &lt;b&gt;is&lt;/b&gt; it?' in page and '<b>' not in page and 'not &lt;json&gt;' in page
+  assert 'answer to id-0' in page and 'answer to id-5' in page and 'answer to id-6' not in page
+  assert 'image not shown: /etc/passwd: outside the media folder' in page and 'temperature -1' in page
+  assert not re.search(r'(src|href)="(?!data:|#)', page)
+  (tmp_path / 'in.jsonl').unlink()  # a report made anew does without what has gone
+  assert merge(tmp_path / 'out')['complete']
+  assert 'answer to id-0' in (again := (tmp_path / 'out' / 'report.html').read_text()) and 'What' not in again
+
+
 def test_failed_rows_are_tried_again_only_when_asked(tiny_folder, tmp_path):
   from qwen3_omni_jax.tools.sample_media import write_samples
 
@@ -224,7 +247,7 @@ def test_the_command_answers_a_file(tiny_folder, tmp_path, capsys):
     '2',
     '--lengths',
     '256',
-    '--cache-dir',
+    '--compile-cache',
     '',
   ]
   assert main([*command, '--dry-run']) == 0

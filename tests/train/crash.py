@@ -58,7 +58,9 @@ def command(model: pathlib.Path, out: pathlib.Path, *settings: str) -> list[str]
 
 
 def environment(cache: pathlib.Path | None, **others: str) -> dict[str, str]:
-  cached = {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'} if cache else {}
+  cached = {'QWEN3_OMNI_COMPILE_CACHE': 'off'}
+  if cache:
+    cached = {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0', **cached, **others}
 
 
