@@ -93,6 +93,7 @@ _IGNORED_ANYWHERE = {
     ),
     'generation settings live in generation_config.json and the tokenizer files',
   ),
+  **dict.fromkeys(('quantization_config', 'compression_config'), 'the weights themselves tell'),
 }
 
 

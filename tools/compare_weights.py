@@ -53,6 +53,8 @@ def _verify(args: argparse.Namespace) -> int:
     show('tensors with differences', verdict.differences)
   if verdict.outputs is not None:
     show('a short pass of', verdict.outputs)
+  if verdict.notes:
+    _print_problems('read as the headers of the shards say', verdict.notes)
   compared = f'{verdict.tensors:,} tensors, {verdict.values:,} values'
   if verdict.agree:
     within = 'bit for bit' if verdict.rtol is None else f'within {verdict.rtol:g} of the largest magnitude'
@@ -81,6 +83,8 @@ def _inspect(args: argparse.Namespace) -> int:
     print(f'  {name:16}{amount.tensors:>10,}{amount.parameters:>18,}{amount.bytes / unit:>10.3f}')
   if args.tree:
     print('', *summary.tree, sep='\n  ')
+  if summary.notes:
+    _print_problems('\nread as the headers of the shards say', summary.notes)
   if summary.problems:
     _print_problems('\nnot as config.json says', summary.problems)
   return 0

@@ -47,8 +47,8 @@ def load_params(
 ) -> Params:
   """The parameter tree of a checkpoint: a folder of either kind, a hub id, or a converted folder at a gs:// or s3:// URL.
 
-  dtype: convert to this ('bfloat16', 'float32'); None keeps what is stored. Matrices of a folder converted to int8 are
-  nn.int8.Int8 whatever the dtype. parts: only these top-level parts, e.g.
+  dtype: convert to this ('bfloat16', 'float32'); None keeps what is stored (fp8 is widened: weights/fp8.py).
+  Matrices of a folder converted to int8 are nn.int8.Int8 whatever the dtype. parts: only these top-level parts, e.g.
   ('thinker', 'audio'). shardings: a tree of jax shardings like the parameters (of those parts at least); each host then
   reads only its shards, and the leaves are jax arrays. Without it they are numpy arrays.
   Raises ValueError listing every tensor that is missing, unknown, mis-shaped or damaged.
@@ -70,7 +70,7 @@ def _load(
     if part not in spec:
       raise ValueError(f'{folder}: this checkpoint has no {part}; it has {", ".join(spec)}')
   wanted = as_dtype(dtype)
-  read, dtypes = (_converted if place.converted else _published)(place, cfg)
+  read, dtypes = _converted(place, cfg) if place.converted else _published(place, cfg, wanted)
   held = {store.part_of(path) for path in dtypes}
   if lacking := [part for part in parts or spec if part not in held]:
     there = ', '.join(part for part in spec if part in held)
@@ -156,8 +156,8 @@ def _lookup(tree: Params, path: str):
   return tree
 
 
-def _published(place: Place, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
-  views = open_published(place.folder, cfg)
+def _published(place: Place, cfg: OmniConfig, dtype: np.dtype | None) -> tuple[Reader, dict[str, np.dtype]]:
+  views = open_published(place.folder, cfg, dtype).views
   tensors = {(tensor.row.ours, tensor.index): tensor for tensor in published(cfg).values()}
 
   def read(path: str, index: Index, inner: tuple[slice, ...]) -> np.ndarray:

@@ -14,9 +14,10 @@ from . import originals, plain_orbax, store
 from .names import Problems, report
 from .quantized import INT8, int8_axes, pair_of, stored_shapes
 from .remote import local_folder
-from .safetensors import Memory, Shards, as_bytes, shards_of
-from .source import View, survey, views_of
+from .safetensors import Memory, Shards, as_bytes
+from .source import Published, survey, tell, views_of
 from .table import Tensor, copy_into, published
+from .view import View
 from .work import refuse_unfinished
 
 
@@ -101,6 +102,8 @@ class Opened:
   missing: tuple[str, ...]  # published names of the parts it should hold
   parts: tuple[str, ...]  # top-level parts of the parameter tree: all, or those it was converted with
   problems: Problems  # {kind: names}, as names.report takes them; empty where the folder matches its config
+  notes: Problems = dataclasses.field(default_factory=dict)  # the same, of what does no harm: weights/folder.py
+  published: Published | None = None  # if it is of that kind
 
   def names(self) -> tuple[str, ...]:
     return tuple(self.tensors)
@@ -127,15 +130,18 @@ class Opened:
 
   def original(self) -> Shards | None:
     """The published files that the folder consists of, or was made from, if it tells."""
-    if self.kind == 'published':
-      return shards_of(self.folder)
+    if self.published is not None:
+      return self.published.original()
     return originals.read_original(self.folder)
 
 
-def open_checkpoint(folder: str | pathlib.Path, *, cfg: OmniConfig | None = None, strict: bool = True) -> Opened:
+def open_checkpoint(
+  folder: str | pathlib.Path, *, cfg: OmniConfig | None = None, strict: bool = True, dtype: np.dtype | None = None
+) -> Opened:
   """Opens a folder of any kind. No weights are read.
 
-  cfg: of an Orbax checkpoint that has no config.json in it or beside it. strict: raises ValueError with every mismatch
+  cfg: of an Orbax checkpoint that has no config.json in it or beside it. dtype: of published fp8 weights when they are read; None
+  for what config.json says. strict: prints the notes, and raises ValueError with every mismatch
   between the weights and config.json; otherwise they are in `problems` and what can be opened is.
   A folder without a valid config.json, or without any weights, is an error in both.
   """
@@ -148,19 +154,21 @@ def open_checkpoint(folder: str | pathlib.Path, *, cfg: OmniConfig | None = None
     home = plain_orbax.config_folder(folder)
     opened = _orbax(folder, database, load_config(home or folder) if home or cfg is None else cfg)
   else:
-    opened = (_converted if store.is_converted(folder) else _published)(folder, load_config(folder))
+    cfg = load_config(folder)
+    opened = _converted(folder, cfg) if store.is_converted(folder) else _published(folder, cfg, dtype)
   if strict:
     report(f'{folder}: the weights do not match config.json', **opened.problems)
+    tell(folder, opened.notes)
   return opened
 
 
-def _published(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
-  views, problems = survey(folder, cfg)
+def _published(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None) -> Opened:
+  found = survey(folder, cfg, dtype)
   wanted = published(cfg)
-  tensors: dict[str, View | Piece] = {name: views[name] for name in wanted if name in views}
-  unknown = {name: view for name, view in views.items() if name not in wanted}
-  missing = tuple(name for name in wanted if name not in views)
-  return Opened(folder, 'published', cfg, tensors, unknown, missing, tuple(omni_spec(cfg)), problems)
+  unknown = {name: view for name, view in found.views.items() if name not in wanted}
+  missing = tuple(name for name in wanted if name not in found.views)
+  tensors: dict[str, View | Piece] = {**found.tensors}
+  return Opened(folder, 'published', cfg, tensors, unknown, missing, tuple(omni_spec(cfg)), found.problems, found.notes, found)
 
 
 def _converted(folder: pathlib.Path, cfg: OmniConfig) -> Opened:

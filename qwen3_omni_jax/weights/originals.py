@@ -10,7 +10,7 @@ All other small files lie where they lay, beside the weights.
 import pathlib
 import shutil
 
-from .safetensors import INDEX, Header, Shards, shards_of
+from .safetensors import INDEX, Header, Shards
 from .store import MANIFEST, PARAMS
 
 FOLDER = 'published'
@@ -36,11 +36,10 @@ def read_original(converted: pathlib.Path) -> Shards | None:
   return Shards(headers, index.read_bytes() if index.is_file() else None)
 
 
-def keep_original(source: pathlib.Path, converted: pathlib.Path) -> None:
+def keep_original(source: pathlib.Path, original: Shards, converted: pathlib.Path) -> None:
   """Puts all of a published folder but its values into a converted one."""
   kept = converted / FOLDER
   kept.mkdir(exist_ok=True)
-  original = shards_of(source)
   for name, header in original.headers.items():
     (kept / f'{name}{_HEADER}').write_bytes(header.raw)
   if original.index is not None:

@@ -9,22 +9,26 @@ import dataclasses
 import json
 import math
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Mapping
 
 import ml_dtypes
 import numpy as np
-
-from .names import report
 
 DTYPES = {
   'F64': np.dtype('<f8'),
   'F32': np.dtype('<f4'),
   'F16': np.dtype('<f2'),
   'BF16': np.dtype(ml_dtypes.bfloat16),
+  'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
+  'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2),
+  'F8_E8M0': np.dtype(ml_dtypes.float8_e8m0fnu),
   'I64': np.dtype('<i8'),
   'I32': np.dtype('<i4'),
+  'I16': np.dtype('<i2'),
   'I8': np.dtype('i1'),
+  'U64': np.dtype('<u8'),
+  'U32': np.dtype('<u4'),
+  'U16': np.dtype('<u2'),
   'U8': np.dtype('u1'),
   'BOOL': np.dtype('?'),
 }
@@ -43,7 +47,7 @@ class Header:
   def __init__(self, path: pathlib.Path, raw: bytes):
     self.path, self.raw = path, raw
     try:
-      entries = json.loads(raw[8:], object_pairs_hook=_no_duplicates)
+      entries = json.loads(raw[8:], object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as e:
       raise ValueError(f'{path}: broken safetensors header ({e})') from e
     if not isinstance(entries, dict):
@@ -139,75 +143,13 @@ class Shard(Header):
     return data.view(dtype).reshape(shape)
 
 
-def _no_duplicates(pairs):
+def no_duplicates(pairs):
   out = {}
   for key, value in pairs:
     if key in out:
       raise ValueError(f'{key[:200]!r} appears twice')
     out[key] = value
   return out
-
-
-def open_folder(folder: pathlib.Path) -> dict[str, Shard]:
-  """{tensor name: the shard that holds it} of a checkpoint folder, with or without an index file."""
-  found, problems = survey_folder(folder)
-  if broken := problems.pop('broken'):
-    raise ValueError('\n'.join(broken))
-  report(f'{folder}: index and shards disagree', **problems)
-  return found
-
-
-def survey_folder(folder: pathlib.Path) -> tuple[dict[str, Shard], dict[str, list[str]]]:
-  """What open_folder gives, as far as it goes, and what is wrong by kind: broken (shards), repeated, misplaced, lost.
-
-  Raises ValueError only if there are no weights or the index cannot be understood.
-  """
-  index = folder / INDEX
-  if index.is_file():
-    names = _read_index(index)
-  else:
-    files = sorted(folder.glob('*.safetensors'))
-    if not files:
-      raise ValueError(f'{folder}: no safetensors files; expected {INDEX} with its shards, or model.safetensors')
-    names = None
-  shards: dict[str, Shard] = {}
-  broken, absent = [], set()
-  for file in sorted(set(names.values())) if names else [f.name for f in files]:
-    try:
-      shards[file] = Shard(folder / file)
-    except ValueError as error:
-      broken.append(str(error))
-      absent.add(file)
-  found: dict[str, Shard] = {}
-  repeated, misplaced = [], []
-  for file, shard in shards.items():
-    for tensor in shard.names():
-      if tensor in found:
-        repeated.append(f'{tensor}: in both {found[tensor].path.name} and {file}')
-      found[tensor] = shard
-      if names is not None and names.get(tensor) != file:
-        misplaced.append(f'{tensor}: in {file}, but the index says {names.get(tensor, "nothing about it")}')
-  lost = [
-    f'{tensor}: the index says {file}, but it is not there'
-    for tensor, file in (names or {}).items()
-    if tensor not in found and file not in absent
-  ]
-  return found, {'broken': broken, 'repeated': repeated, 'misplaced': misplaced, 'lost': lost}
-
-
-def _read_index(index: pathlib.Path) -> dict[str, str]:
-  try:
-    data = json.loads(index.read_text(encoding='utf-8'), object_pairs_hook=_no_duplicates)
-    weight_map = data['weight_map']
-    valid = isinstance(weight_map, dict) and all(isinstance(file, str) for file in weight_map.values()) and weight_map
-  except (ValueError, KeyError, TypeError, RecursionError) as e:
-    raise ValueError(f'{index}: not a safetensors index ({e})') from e
-  if not valid:
-    raise ValueError(f'{index}: expected weight_map to be an object of tensor name: file name')
-  outside = sorted({file for file in weight_map.values() if not re.fullmatch(r'[\w.-]+\.safetensors', file)})
-  if outside:
-    raise ValueError(f'{index}: expected plain file names ending in .safetensors, found {", ".join(outside[:5])}')
-  return weight_map
 
 
 Declared = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # dtype and shape of every tensor, in the order of writing
@@ -224,17 +166,10 @@ class Shards:
     return {name: (h.dtype(name), h.shape(name)) for h in self.headers.values() for name in h.names()}
 
 
-def shards_of(folder: pathlib.Path) -> Shards:
-  """Of a published folder."""
-  shards = {shard.path.name: shard for shard in open_folder(folder).values()}
-  index = folder / INDEX
-  return Shards(dict(sorted(shards.items())), index.read_bytes() if index.is_file() else None)
-
-
 def plan_shards(shapes: Declared, shard_bytes: int = 5 * 10**9) -> Shards:
   """Numbered shards of at most that size (but for larger tensors), with an index."""
   groups: list[list[str]] = [[]]
-  total = room = 0
+  room = 0
   for name, (dtype, shape) in shapes.items():
     size = np.dtype(dtype).itemsize * math.prod(shape)
     if groups[-1] and room + size > shard_bytes:
@@ -242,12 +177,19 @@ def plan_shards(shapes: Declared, shard_bytes: int = 5 * 10**9) -> Shards:
       room = 0
     groups[-1].append(name)
     room += size
-    total += size
   files = {f'model-{i + 1:05d}-of-{len(groups):05d}.safetensors': names for i, names in enumerate(groups)}
-  weight_map = {name: file for file, names in files.items() for name in names}
-  index = {'metadata': {'total_size': total}, 'weight_map': dict(sorted(weight_map.items()))}
   headers = {file: Header(pathlib.Path(file), _header(names, shapes)) for file, names in files.items()}
-  return Shards(headers, (json.dumps(index, indent=2) + '\n').encode())
+  return Shards(headers, index_of(headers))
+
+
+def index_of(headers: Mapping[str, Header]) -> bytes:
+  """The index file of these shards."""
+  weight_map = {name: file for file, header in headers.items() for name in header.names()}
+  index = {
+    'metadata': {'total_size': sum(header.size for header in headers.values())},
+    'weight_map': dict(sorted(weight_map.items())),
+  }
+  return (json.dumps(index, indent=2) + '\n').encode()
 
 
 def _header(names: list[str], shapes: Declared) -> bytes:

@@ -1,109 +1,129 @@
 """A folder in the published layout, seen through the table: every tensor matched, or an error that lists them all."""
 
 import dataclasses
-import math
 import pathlib
+import sys
 from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 
 from ..config import OmniConfig
-from .names import report
-from .safetensors import Header, Memory, Shard, open_folder, survey_folder
+from .folder import ABSENT, Folder, read_folder
+from .fp8 import FP8, PLAIN, SCALE_DTYPES, Scaled, Scheme, is_of_activations, scale_of, scheme_of
+from .names import report, told
+from .safetensors import Header, Shards, index_of, plan_shards
 from .spelling import common_dtype, published_name, split
 from .table import published
+from .view import FLOATS, View
 
-FLOATS = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+_DIVIDED = 'divided_by_their_scales,_which_are_over_1'
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-  """A published tensor: a tensor of a file, or a part of a fused one."""
+class Published:
+  """views: of all that is there, by published name, known to the config or not. problems, notes: by kind, as Folder's."""
 
-  shard: Header  # a Shard wherever values are read
-  name: str
-  part: tuple[int | slice, ...] = ()
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    shape = self.shard.shape(self.name)
-    cut = [len(range(*p.indices(n))) for p, n in zip(self.part, shape, strict=False) if isinstance(p, slice)]
-    return (*cut, *shape[len(self.part) :])
+  folder: Folder
+  cfg: OmniConfig
+  views: dict[str, View]
+  problems: dict[str, list[str]]
+  notes: dict[str, list[str]]
 
   @property
-  def dtype(self) -> np.dtype:
-    return self.shard.dtype(self.name)
+  def tensors(self) -> dict[str, View]:
+    """What the config asks for, in the table's order."""
+    return {name: self.views[name] for name in published(self.cfg) if name in self.views}
 
-  @property
-  def stored(self) -> tuple[str, int]:
-    """Name of the dtype, and bytes."""
-    return self.dtype.name, math.prod(self.shape) * self.dtype.itemsize
-
-  def read(self, rows: slice | None = None, memory: Memory | None = None) -> np.ndarray:
-    """The values, or some rows of the first axis; only their bytes are read, into `memory` if given."""
-    shard = self.shard
-    assert isinstance(shard, Shard)
-    if rows is None:
-      return shard.read(self.name, self.part, memory)
-    *outer, last = self.part or (None,)
-    if isinstance(last, slice):
-      return shard.read(self.name, (*outer, slice(last.start + rows.start, last.start + rows.stop)), memory)
-    return shard.read(self.name, (*self.part, rows), memory)
+  def original(self) -> Shards:
+    """The files, without their values. Where they are not what is read (fp8, two copies of a tensor): such files as would hold
+    it. The index is made anew where the folder's is wrong, or where there is none for several files."""
+    views = self.tensors
+    headers = dict(sorted((view.shard.path.name, view.shard) for view in views.values()))
+    names = [name for header in headers.values() for name in header.names()]
+    if any(isinstance(view, Scaled) for view in views.values()) or len(names) != len(set(names)):
+      return plan_shards({name: (view.dtype, view.shape) for name, view in views.items()})
+    return Shards(headers, self.folder.index or (index_of(headers) if len(headers) > 1 else None))
 
 
-def open_published(folder: pathlib.Path, cfg: OmniConfig) -> dict[str, View]:
-  """{published name: View} for exactly the tensors the config asks for.
+def open_published(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None = None) -> Published:
+  """A folder with exactly the tensors the config asks for. dtype: of fp8 weights when they are read; None: see fp8.scheme_of.
 
-  Raises ValueError with the full list of missing, unknown, repeated and mis-shaped tensors and of those that are not
-  floating point (a quantised checkpoint).
+  Prints what the index has wrong. Raises ValueError with the full list of missing, unknown, repeated and mis-shaped tensors
+  and of those that are not floating point.
   """
-  views, problems = _matched(open_folder(folder), cfg)
-  report(f'{folder}: the weights do not match config.json', **problems)
-  return {name: views[name] for name in published(cfg)}
+  found = survey(folder, cfg, dtype)
+  if broken := found.problems.pop('broken'):
+    raise ValueError('\n'.join(broken))
+  report(f'{folder}: the weights do not match config.json', **found.problems)
+  tell(folder, found.notes)
+  return found
 
 
-def survey(folder: pathlib.Path, cfg: OmniConfig) -> tuple[dict[str, View], dict[str, list[str]]]:
-  """{published name: View} of all there is, known to the config or not, and everything that is wrong, by kind."""
-  found, problems = survey_folder(folder)
-  views, more = _matched(found, cfg)
-  return views, {**problems, **more}
+def tell(folder: pathlib.Path, notes: Mapping[str, list[str]]) -> None:
+  """Prints notes, if there are any."""
+  if notes:
+    print('\n'.join([f'{folder}: read as the headers of its shards say', *told(notes)]), file=sys.stderr)
 
 
-def _matched(found: dict[str, Shard], cfg: OmniConfig) -> tuple[dict[str, View], dict[str, list[str]]]:
-  """Every tensor under its published name, and the mismatches with the config by kind."""
-  views, repeated = views_of(found)
+def survey(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None = None) -> Published:
+  """What a folder holds, and everything that is wrong, by kind. Raises ValueError as read_folder and scheme_of do."""
+  found = read_folder(folder)
+  scheme = scheme_of(folder / 'config.json', found.tensors, dtype)
+  views, repeated = views_of(found.tensors, scheme)
   wanted = published(cfg)
   if cfg.talker is None:  # a folder may hold more parts than its config turns on
     views = {name: view for name, view in views.items() if not name.startswith(('talker.', 'code2wav.'))}
+  unknown = [name for name in views if name not in wanted]
+  aside = [name for name in unknown if views[name].shard.path.name in found.unlisted]
+  missing = [name for name in wanted if name not in views]
   matched = [(name, views[name], tensor) for name, tensor in wanted.items() if name in views]
-  return views, {
-    'missing': [name for name in wanted if name not in views],
-    'unknown': [name for name in views if name not in wanted],
+  notes = {**found.notes, 'not_of_this_model_and_not_in_the_index': aside, _DIVIDED: []}
+  if scheme.reciprocal:
+    notes[_DIVIDED] = [name for name, view, _ in matched if isinstance(view, Scaled)]
+  problems = {
+    **found.problems,
+    'missing': missing,
+    ABSENT: notes.pop(ABSENT, []) if missing else [],
+    'unknown': [name for name in unknown if name not in aside],
     'present_twice': repeated,
     'of_another_shape': [
       f'{name}: found {list(view.shape)}, expected {list(tensor.shape)}'
       for name, view, tensor in matched
       if view.shape != tensor.shape
     ],
-    'not_floating_point': [f'{name}: {view.dtype}' for name, view, _ in matched if view.dtype not in FLOATS],
+    'fp8_without_their_scales': [name for name, view, _ in matched if view.dtype in FP8],
+    'fp8_with_scales_that_do_not_fit': [
+      f'{name}: {list(view.shape)} with {list(view.scales.shape)} {view.scales.dtype}'
+      for name, view, _ in matched
+      if isinstance(view, Scaled) and (view.grid is None or view.scales.dtype not in SCALE_DTYPES)
+    ],
+    'not_floating_point': [f'{name}: {view.dtype}' for name, view, _ in matched if view.dtype not in (*FLOATS, *FP8)],
   }
+  views = {name: view for name, view in views.items() if name not in aside}
+  return Published(found, cfg, views, problems, {kind: names for kind, names in notes.items() if names})
 
 
-def views_of(tensors: Mapping[str, Header]) -> tuple[dict[str, View], list[str]]:
-  """Every tensor under its published name, and the names that two tensors claim."""
+def views_of(tensors: Mapping[str, Header], scheme: Scheme = PLAIN) -> tuple[dict[str, View], list[str]]:
+  """Every tensor under its published name, and the names that two tensors claim. Scales are with what they are the scales of."""
   alone = not any(name.startswith(('thinker.', 'talker.', 'code2wav.')) for name in tensors)
+  scales = {name: scale for name in tensors if (scale := scale_of(name, tensors))}
+  taken = set(scales.values())
   views: dict[str, View] = {}
   repeated = []
   for name, shard in tensors.items():
+    if name in taken or is_of_activations(name, tensors):
+      continue
     for known, part in split(published_name(name, alone), shard.shape(name)):
       if known in views:
         repeated.append(f'{known}: also in {name}')
-      views[known] = View(shard, name, part)
+      if scale := scales.get(name):
+        views[known] = Scaled(shard, name, part, scheme=scheme, scales=View(tensors[scale], scale))
+      else:
+        views[known] = View(shard, name, part)
   return views, repeated
 
 
-def stored_dtypes(views: dict[str, View], cfg: OmniConfig) -> dict[str, np.dtype]:
+def stored_dtypes(views: Mapping[str, View], cfg: OmniConfig) -> dict[str, np.dtype]:
   """The dtype of each of our arrays, by path: the smallest that holds all the tensors stacked in it exactly."""
   found: dict[str, set[np.dtype]] = {}
   for name, tensor in published(cfg).items():

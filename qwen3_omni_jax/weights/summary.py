@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from .names import compress
 from .opened import Opened, Piece, open_checkpoint
-from .source import View
 from .store import part_of
 from .table import published
+from .view import View
 from .work import JOURNAL, is_unfinished, read_journal
 
 _NAMED = ('captioner', 'thinking')  # variants with the same parts and config
@@ -45,7 +45,8 @@ class Unfinished:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """problems: {kind: names}, empty lists left out; unknown and missing tensors are among them."""
+  """problems: {kind: names}, empty lists left out; unknown and missing tensors are among them. notes: the same, of what does no
+  harm to the weights, such as a wrong index."""
 
   folder: str
   kind: str
@@ -56,6 +57,7 @@ class Summary:
   total: Amount
   problems: dict[str, list[str]]
   tree: list[str]
+  notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
   complete: bool = True
 
 
@@ -85,6 +87,7 @@ def summarise(folder: str | pathlib.Path) -> Summary | Unfinished:
     total=total,
     problems={kind: list(names) for kind, names in opened.problems.items() if names},
     tree=compress(f'{name}: {list(tensor.shape)} {tensor.stored[0]}' for name, tensor in everything.items()),
+    notes={kind: list(names) for kind, names in opened.notes.items()},
   )
 
 

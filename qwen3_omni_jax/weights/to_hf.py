@@ -21,6 +21,7 @@ from ..models.omni import omni_spec
 from .adapter import Adapters
 from .batches import run, scratch, share_out
 from .config_diff import changes
+from .fp8 import QUANTISATION
 from .load import as_dtype
 from .names import report
 from .opened import Opened, open_checkpoint
@@ -53,8 +54,8 @@ def convert_to_hf(
   """
   wanted, target = as_dtype(dtype), local_target(target)
   folders = [local_folder(folder) for folder in (source, base) if folder is not None]
-  rest = [open_checkpoint(folder) for folder in folders[1:]]
-  whole = _Whole([open_checkpoint(folders[0], cfg=rest[0].cfg if rest else None), *rest])
+  rest = [open_checkpoint(folder, dtype=wanted) for folder in folders[1:]]
+  whole = _Whole([open_checkpoint(folders[0], cfg=rest[0].cfg if rest else None, dtype=wanted), *rest])
   adapters = [adapter] if isinstance(adapter, str | pathlib.Path) else [] if adapter is None else adapter
   adapters = [local_folder(folder) for folder in adapters]
   merge = Adapters(adapters, whole.cfg)
@@ -96,8 +97,7 @@ def convert_to_hf(
       to = {name: (where[places[name][0]][0], _offset(places[name], where)) for name in left}
       _write(work, value, to, left, shown)
       _describe(work.data, shards, whole.small)
-      if stored := dtype or whole.converted_to():
-        _restate(work.data / 'config.json', stored)
+      _restate(work.data / 'config.json', dtype or whole.converted_to())
     work.finish()
   shown.done(target)
 
@@ -141,13 +141,15 @@ def _describe(folder: pathlib.Path, shards: Shards, small: Mapping[str, pathlib.
     shutil.copyfile(path, folder / name)
 
 
-def _restate(config: pathlib.Path, dtype: str) -> None:
-  """Makes config.json say the dtype that the weights were converted to; loaders go by what it says."""
+def _restate(config: pathlib.Path, dtype: str | None) -> None:
+  """Makes config.json say what was written, since loaders go by it: no quantisation, and the dtype that the weights were
+  converted to, if they were."""
 
   def walk(node: Any) -> Any:
     if not isinstance(node, dict):
       return node
-    return {key: dtype if key in ('dtype', 'torch_dtype') else walk(value) for key, value in node.items()}
+    kept = {key: value for key, value in node.items() if key not in QUANTISATION}
+    return {key: dtype if dtype and key in ('dtype', 'torch_dtype') else walk(value) for key, value in kept.items()}
 
   data = json.loads(config.read_text(encoding='utf-8'))
   if walk(data) != data:

@@ -54,7 +54,8 @@ def convert_to_jax(
   wanted, spec = None if dtype == INT8 else as_dtype(dtype), omni_spec(cfg)
   axes = int8_axes(spec, dtype)
   parts = _parts(source, only, tuple(spec))
-  views = open_published(source, cfg)
+  found = open_published(source, cfg, wanted)
+  views = found.tensors
   dtypes = stored_dtypes(views, cfg)
   tensors = {name: tensor for name, tensor in published(cfg).items() if part_of(tensor.row.ours) in parts}
   stacked = {tensor.row.ours: len(tensor.index) for tensor in tensors.values()}
@@ -86,7 +87,7 @@ def convert_to_jax(
         create(work.data, slots)
         work.begin()
       _write(work, Writer(work.data, slots), views, {name: tensors[name] for name in left}, left, axes, report)
-      keep_original(source, work.data)
+      keep_original(source, found.original(), work.data)
       arrays = {path: (slot.shape, slot.dtype.name) for path, slot in slots.items()}
       write_manifest(work.data, Manifest(parts, dtype, arrays, {name: work.finished[name] for name in sizes}))
     work.finish()

@@ -40,7 +40,7 @@ class Verdict:
 
   problems: {kind: names, or names with what is wrong}. dtypes: tensors stored in another dtype, a problem only without
   rtol. differences: tensors whose values are not equal, allowed or not, the worst first. outputs: of the networks in
-  turn, equal ones too; None if they were not asked for, or could not be compared.
+  turn, equal ones too; None if they were not asked for, or could not be compared. notes: as problems, of no harm.
   """
 
   tensors: int
@@ -50,6 +50,7 @@ class Verdict:
   dtypes: list[str]
   differences: list[Difference]
   outputs: list[Difference] | None
+  notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
   @property
   def agree(self) -> bool:
@@ -78,9 +79,10 @@ def verify(
   for opened in (left, right):
     if numerics and opened.kind == 'orbax':
       raise ValueError(f'{opened.folder}: a checkpoint of Orbax alone has no forward pass; compare without numerics')
-  problems = {
-    f'{kind}_in_{side}': list(names) for side, opened in (('A', left), ('B', right)) for kind, names in opened.problems.items()
-  }
+  problems, notes = (
+    {f'{kind}_in_{side}': list(names) for side, found in zip('AB', both, strict=True) for kind, names in found.items()}
+    for both in ((left.problems, right.problems), (left.notes, right.notes))
+  )
   in_a, in_b = ({**opened.tensors, **opened.unknown} for opened in (left, right))
   common = [name for name in in_a if name in in_b]
   problems |= {
@@ -104,7 +106,7 @@ def verify(
     ran = [difference(name, x, y) for (name, x), (_, y) in runs]
     problems['of_different_outputs'] = [d.name for d in ran if not _allowed(d, rtol if numerics_rtol is None else numerics_rtol)]
   problems = {kind: names for kind, names in problems.items() if names}
-  return Verdict(len(values), sum(values.values()), rtol, problems, dtypes, found, ran)
+  return Verdict(len(values), sum(values.values()), rtol, problems, dtypes, found, ran, notes)
 
 
 def _allowed(d: Difference, rtol: float | None) -> bool:

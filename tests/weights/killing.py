@@ -17,9 +17,9 @@ import time
 
 from qwen3_omni_jax.weights import batches
 from qwen3_omni_jax.weights.opened import Piece
-from qwen3_omni_jax.weights.source import View
 from qwen3_omni_jax.weights.to_hf import convert_to_hf
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
+from qwen3_omni_jax.weights.view import View
 from qwen3_omni_jax.weights.work import read_journal
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.weights.adapter import Adapter
+from qwen3_omni_jax.weights.folder import open_folder
 from qwen3_omni_jax.weights.opened import open_checkpoint
-from qwen3_omni_jax.weights.safetensors import open_folder
 from qwen3_omni_jax.weights.to_hf import convert_to_hf
 
 from .folders import fuse, odd_config, odd_dict, random_tensors, write

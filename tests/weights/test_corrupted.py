@@ -109,12 +109,13 @@ def shard_cases() -> Iterator[tuple[str, Case]]:
     yield f'{kind}: half of a shard', Case(kind, half, f'{S3}: .*truncated', PUBLISHED_COMMANDS)
     yield f'{kind}: a byte less', Case(kind, one_less, f'{S1}: .*truncated or padded', PUBLISHED_COMMANDS)
     yield f'{kind}: a byte more', Case(kind, one_more, f'{S1}: .*truncated or padded', PUBLISHED_COMMANDS)
-    yield f'{kind}: no shard', Case(kind, lambda f: (f / S3).unlink(), f'{S3}: no such file', PUBLISHED_COMMANDS)
+    yield (
+      f'{kind}: no shard',
+      Case(kind, lambda f: (f / S3).unlink(), f'missing.*listed but not there.*{S3}, which does not exist', PUBLISHED_COMMANDS),
+    )
   for i in range(12):
-    named = f'{S1}|\\d+ (missing|lost|unknown|misplaced|of another shape)'
+    named = f'{S1}|\\d+ (missing|unknown|of another shape)'
     yield f'flipped bit in a header {i}', Case('published', bytes_of(S1, header_bit(i / 12)), named, PUBLISHED_COMMANDS)
-  swap = lambda f: ((f / S1).rename(f / 'x'), (f / S3).rename(f / S1), (f / 'x').rename(f / S3))
-  yield 'two shards swapped', Case('published', swap, 'misplaced.*but the index says', PUBLISHED_COMMANDS)
 
 
 def index_cases() -> Iterator[tuple[str, Case]]:
@@ -145,14 +146,6 @@ def index_cases() -> Iterator[tuple[str, Case]]:
   for name, path in paths.items():
     change = json_of(INDEX, lambda data, p=path: data['weight_map'].update({NORM: p}))
     yield index(name, change, f'{INDEX}: expected plain file names')
-  elsewhere = json_of(INDEX, lambda data: data['weight_map'].update({EMBED: S3}))
-  yield index('another shard', elsewhere, f'{EMBED}: in {S1}, but the index says {S3}')
-  nowhere = json_of(INDEX, lambda data: data['weight_map'].update({EMBED: 'model-9.safetensors'}))
-  yield index('a shard that is not there', nowhere, 'model-9.safetensors: no such file')
-  more = json_of(INDEX, lambda data: data['weight_map'].update({'thinker.more': S1}))
-  yield index('a tensor that is not there', more, f'thinker.more: the index says {S1}')
-  less = json_of(INDEX, lambda data: data['weight_map'].pop(NORM))
-  yield index('a tensor less', less, f'{NORM}: in .*nothing about it')
 
 
 def tensor_cases() -> Iterator[tuple[str, Case]]:

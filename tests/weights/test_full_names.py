@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from qwen3_omni_jax.config_json import parse_config
-from qwen3_omni_jax.weights.safetensors import open_folder, plan_shards
+from qwen3_omni_jax.weights.folder import open_folder
+from qwen3_omni_jax.weights.safetensors import plan_shards
 from qwen3_omni_jax.weights.table import published_shapes
 from qwen3_omni_jax.weights.to_hf import convert_to_hf
 from qwen3_omni_jax.weights.to_jax import convert_to_jax

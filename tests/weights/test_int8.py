@@ -14,9 +14,9 @@ from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.nn.int8 import Int8, is_int8, quantize, summed_axes
 from qwen3_omni_jax.nn.params import leaves
 from qwen3_omni_jax.sharding import make_mesh, param_shardings
+from qwen3_omni_jax.weights.folder import open_folder
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.opened import open_checkpoint
-from qwen3_omni_jax.weights.safetensors import open_folder
 from qwen3_omni_jax.weights.summary import summarise
 from qwen3_omni_jax.weights.to_hf import convert_to_hf
 from qwen3_omni_jax.weights.to_jax import convert_to_jax

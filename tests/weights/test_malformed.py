@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from qwen3_omni_jax.weights.folder import open_folder
 from qwen3_omni_jax.weights.load import load_params
-from qwen3_omni_jax.weights.safetensors import INDEX, Shard, open_folder, write_shards
+from qwen3_omni_jax.weights.safetensors import INDEX, Shard, write_shards
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
 
 from .folders import odd_config, odd_dict, random_tensors, write
@@ -50,7 +51,7 @@ SHARDS = {
   'no dtype': file_of({'a': {'shape': [2, 3], 'data_offsets': [0, 24]}}, b'x' * 24),
   'no shape': file_of({'a': {'dtype': 'F32', 'data_offsets': [0, 24]}}, b'x' * 24),
   'no offsets': file_of({'a': {'dtype': 'F32', 'shape': [2, 3]}}, b'x' * 24),
-  'unknown dtype': file_of({'a': entry(dtype='F8_E4M3')}, b'x' * 24),
+  'unknown dtype': file_of({'a': entry(dtype='F4')}, b'x' * 24),
   'dtype is a number': file_of({'a': entry(dtype=32)}, b'x' * 24),
   'dtype is a list': file_of({'a': entry(dtype=['F32'])}, b'x' * 24),
   'shape is a number': file_of({'a': entry() | {'shape': 6}}, b'x' * 24),
@@ -165,10 +166,6 @@ INDEXES = {
   'a url': (index_of(a='http://host/model.safetensors', b=S1, c=S2), 'plain file names'),
   'another kind of file': (index_of(a='model.bin', b=S1, c=S2), 'plain file names'),
   'a line break': (index_of(a=S1 + '\n', b=S1, c=S2), 'plain file names'),
-  'a shard that is not there': (index_of(a=S1, b=S1, c='model-00003-of-00003.safetensors'), '00003.*no such file'),
-  'a tensor that is not there': (index_of(a=S1, b=S1, c=S2, d=S2), '1 lost:\n +d: the index says'),
-  'a tensor it does not know': (index_of(a=S1, c=S2), '1 misplaced:\n +b: in .*nothing about it'),
-  'a tensor in the other shard': (index_of(a=S1, b=S2, c=S2), '1 misplaced:\n +b: in model-00001'),
 }
 
 
@@ -182,15 +179,6 @@ def test_broken_index(tmp_path, content, expected):
     open_folder(tmp_path)
 
 
-def test_all_missing_shards_are_listed(tmp_path):
-  one = np.zeros((2, 3), np.float32)
-  write_shards(tmp_path, [(n, one) for n in 'abc'], {n: (one.dtype, one.shape) for n in 'abc'}, shard_bytes=24)
-  for i in (1, 3):
-    (tmp_path / f'model-0000{i}-of-00003.safetensors').unlink()
-  with pytest.raises(ValueError, match='(?s)00001-of-00003.safetensors: no such file.*00003-of-00003.safetensors: no such'):
-    open_folder(tmp_path)
-
-
 def test_a_tensor_in_two_files_without_an_index(tmp_path):
   for name in ('model.safetensors', 'consolidated.safetensors'):
     (tmp_path / name).write_bytes(file_of(GOOD, b'x' * 24))
@@ -200,7 +188,7 @@ def test_a_tensor_in_two_files_without_an_index(tmp_path):
 
 def test_no_weights_at_all(tmp_path):
   (tmp_path / 'pytorch_model.bin').write_bytes(b'x')
-  with pytest.raises(ValueError, match='no safetensors files; expected'):
+  with pytest.raises(ValueError, match='no safetensors files; expected .*; found pytorch_model.bin: load it with what wrote it'):
     open_folder(tmp_path)
 
 

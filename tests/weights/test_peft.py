@@ -12,7 +12,7 @@ from qwen3_omni_jax.train.config import Recipe
 from qwen3_omni_jax.train.stages import LoraPart
 from qwen3_omni_jax.train.state import assign_roles
 
-from qwen3_omni_jax.weights.safetensors import open_folder
+from qwen3_omni_jax.weights.folder import open_folder
 from qwen3_omni_jax.weights.spelling import memory_name
 from qwen3_omni_jax.weights.table import published
 from qwen3_omni_jax.weights.to_hf import convert_to_hf

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from qwen3_omni_jax.config_json import parse_config
+from qwen3_omni_jax.weights.folder import open_folder
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.opened import open_checkpoint
-from qwen3_omni_jax.weights.safetensors import INDEX, open_folder
+from qwen3_omni_jax.weights.safetensors import INDEX
 from qwen3_omni_jax.weights.table import published_shapes
 from qwen3_omni_jax.weights.to_hf import convert_to_hf
 from qwen3_omni_jax.weights.to_jax import convert_to_jax

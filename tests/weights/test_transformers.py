@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from qwen3_omni_jax.weights.folder import open_folder
 from qwen3_omni_jax.weights.opened import open_checkpoint
-from qwen3_omni_jax.weights.safetensors import Shard, open_folder
+from qwen3_omni_jax.weights.safetensors import Shard
 from qwen3_omni_jax.weights.to_hf import convert_to_hf
 from qwen3_omni_jax.weights.to_jax import convert_to_jax
 from tests.reference import Reference
