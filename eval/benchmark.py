@@ -44,8 +44,13 @@ class Settings:
   top_k: int
   top_p: float
   fps: float = 2.0  # the published evaluation reads every video at 2 frames a second
+  media: str = 'utils'  # frames and sizes as in the published examples, which the published scores were made with
   audio_in_video: bool = False
   seed: int = 0
+
+  def prompt(self) -> dict[str, Any]:
+    """What the processor is told."""
+    return {'fps': self.fps, 'media': self.media, 'audio_in_video': self.audio_in_video}
 
 
 def default_settings(variant: Variant, max_new_tokens: int, audio_in_video: bool = False) -> Settings:

@@ -51,17 +51,16 @@ class OmniPredictor:
       top_k=settings.top_k,
       top_p=settings.top_p,
       seed=[settings.seed] * len(conversations),
-      fps=settings.fps,
-      audio_in_video=settings.audio_in_video,
+      **settings.prompt(),
       batch_size=self.batch_size,
       on_error='return',
     )
     return [Answer(None if r.finish_reason == 'error' else r.text, r.finish_reason, r.reasoning, r.error) for r in replies]
 
-  def choose(self, conversations: Sequence[Conversation], letters: Sequence[Sequence[str]]) -> list[Answer]:
+  def choose(self, conversations: Sequence[Conversation], letters: Sequence[Sequence[str]], settings: Settings) -> list[Answer]:
     """The letter that is the most probable assistant turn of each conversation."""
     turns = [[*c, {'role': 'assistant', 'content': k}] for c, ks in zip(conversations, letters, strict=True) for k in ks]
-    scores = iter(self.omni.score(turns, batch_size=self.batch_size))
+    scores = iter(self.omni.score(turns, batch_size=self.batch_size, **settings.prompt()))
     answers = []
     for choices in letters:
       likely = {k: next(scores).total_logprob for k in choices}
@@ -98,7 +97,6 @@ class EnginePredictor(OmniPredictor):
   def stream(self, rows: Iterable[tuple[str, Conversation]], settings: Settings) -> Iterator[tuple[str, Answer]]:
     from qwen3_omni_jax.infer.prepare import Row
 
-    media = {'fps': settings.fps, 'audio_in_video': settings.audio_in_video}
     requests = (
       Row(
         key,
@@ -108,7 +106,7 @@ class EnginePredictor(OmniPredictor):
         settings.top_k,
         settings.top_p,
         seed=zlib.crc32(f'{settings.seed}/{key}'.encode()),
-        prompt=media,
+        prompt=settings.prompt(),
       )
       for key, messages in rows
     )

@@ -146,7 +146,8 @@ def predict_items(
     waves = [wave_path(folder, item) for item, _ in good]
     made = predict.speak([item.reference for item, _ in good], waves, settings) if good else []
   elif benchmark.answer == 'choose' and hasattr(predict, 'choose'):
-    made = predict.choose([messages for _, messages in good], [list(item.fields['options']) for item, _ in good]) if good else []
+    letters = [list(item.fields['options']) for item, _ in good]
+    made = predict.choose([messages for _, messages in good], letters, settings) if good else []
   else:
     made = predict([messages for _, messages in good], settings) if good else []
   answers = dict(zip((item.id for item, _ in good), made, strict=True))

@@ -62,6 +62,8 @@ def test_generate_prints_one_json_object_the_same_from_either_kind_of_folder(tin
       '--video',
       samples['video'],
       '--audio-in-video',
+      '--media',
+      'utils',
       '--fps',
       '2',
       '--max-new-tokens',

@@ -9,6 +9,8 @@ from typing import Any
 
 from qwen3_omni_jax import compile_cache, devices
 
+from .conversation import add_media_argument
+
 SETTINGS = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed', 'max_frames', 'talker_temperature')
 
 
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   answers.add_argument('--talker-temperature', type=float, metavar='T', help='0: greedy speech (of the whole job)')
   answers.add_argument('--fps', type=float, help='frames per second taken from videos (default 2)')
   answers.add_argument('--audio-in-video', action='store_true', default=None, help='hear the sound of videos too')
+  add_media_argument(answers)
   answers.add_argument('--enable-thinking', action=argparse.BooleanOptionalAction, help="the chat template's thinking switch")
   answers.add_argument('--score', action='store_true', help='score the last assistant turn of every row instead of answering')
   answers.add_argument('--top-logprobs', type=int, default=0, metavar='K', help='with --score: the K best tokens at every place')
@@ -81,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     return _dry_run(args, config)
   from ..infer.job import JobConfig, run_job
 
-  given = {name: getattr(args, name) for name in (*SETTINGS, 'fps', 'audio_in_video', 'enable_thinking', 'speaker')}
+  given = {name: getattr(args, name) for name in (*SETTINGS, 'fps', 'media', 'audio_in_video', 'enable_thinking', 'speaker')}
   job = JobConfig(
     model=args.model,
     input=tuple(args.input),

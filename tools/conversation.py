@@ -31,7 +31,17 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--media-root', metavar='DIR', help="media paths inside --input must lie here (default: FILE's folder)")
   parser.add_argument('--fps', type=float, help='frames per second taken from videos (default 2)')
   parser.add_argument('--audio-in-video', action='store_true', help='hear the sound of videos too')
+  add_media_argument(parser)
   parser.add_argument('--enable-thinking', action=argparse.BooleanOptionalAction, help="the chat template's thinking switch")
+
+
+def add_media_argument(parser: Any, default: str = 'processor') -> None:
+  parser.add_argument(
+    '--media',
+    choices=('processor', 'utils'),
+    help="who chooses frames and sizes: the checkpoint's processor, or the published utilities before it (docs/data.md); "
+    f'default {default}',
+  )
 
 
 def prompt_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -39,6 +49,8 @@ def prompt_options(args: argparse.Namespace) -> dict[str, Any]:
   options: dict[str, Any] = {'audio_in_video': args.audio_in_video}
   if args.fps is not None:
     options['fps'] = args.fps
+  if args.media is not None:
+    options['media'] = args.media
   if args.enable_thinking is not None:
     options['enable_thinking'] = args.enable_thinking
   return options
@@ -72,6 +84,8 @@ def _from_folder(messages: list[Any], folder: pathlib.Path) -> list[Any]:
 
   def local(value: Any) -> Any:
     relative = isinstance(value, str) and ':' not in value[:10] and not pathlib.Path(value).is_absolute()
+    if isinstance(value, list):
+      return [local(picture) for picture in value]
     return str(folder / value) if relative and value else value
 
   def part(item: Any) -> Any:

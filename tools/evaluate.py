@@ -9,6 +9,8 @@ from typing import Any
 
 from qwen3_omni_jax import compile_cache, devices
 
+from .conversation import add_media_argument
+
 SUITES = ('audio', 'vision', 'audiovisual', 'speech', 'text', 'all')
 
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--limit', type=int, metavar='N', help='only N items of each benchmark, evenly spread')
   parser.add_argument('--batch-size', type=int, default=16, help='conversations answered together (default 16)')
   parser.add_argument('--max-new-tokens', type=int, help="limit of a reply (default: the benchmark's; 32768 for Thinking)")
+  add_media_argument(parser, 'utils')
   parser.add_argument('--dtype', default='bfloat16', choices=('bfloat16', 'float32'), help='of weights and activations')
   parser.add_argument('--mesh', metavar='SHAPE', help="share the work over all devices: 'serve', or sizes as in data=2,expert=4")
   parser.add_argument('--allow-missing', action='store_true', help='leave out items whose media are missing, and count them')
@@ -114,7 +117,7 @@ def _with_model(args: argparse.Namespace, benchmarks: list[Any], out: pathlib.Pa
   variant = args.variant or variant_of(omni)
   asr = self_asr(omni) if args.asr else None
   predict = EnginePredictor(omni, batch_size=args.batch_size, speaker=args.speaker, max_frames=args.max_frames, asr=asr)
-  changes = {'max_new_tokens': args.max_new_tokens} if args.max_new_tokens else {}
+  changes = {key: getattr(args, key) for key in ('max_new_tokens', 'media') if getattr(args, key)}
   transcripts = None
   if args.transcripts:
     transcripts = {k: a.text or '' for k, a in runner.read_replies(pathlib.Path(args.transcripts)).items()}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from qwen3_omni_jax.config import OmniConfig
-from qwen3_omni_jax.media.processor import Processor
+from qwen3_omni_jax.media.processor import MEDIA, Media, Processor
 
 from .batch import TrainBatch
 from .mask import SpecialIds
@@ -62,6 +62,7 @@ class DataConfig:
   many (one process; without weights); None: endless. max_bad: bad records at which the job stops, as a share (below 1, judged
   from 100 records on) or a number, of those this process reads. workers: decoding processes of this process, 0: threads only.
   max_image_pixels, max_video_pixels: larger pictures (frames) are shrunk to it, as the processor shrinks to its own limit.
+  media: who chooses frames and sizes, 'processor' or 'utils' (docs/data.md).
   """
 
   sources: tuple[SourceConfig, ...] = ()
@@ -82,6 +83,7 @@ class DataConfig:
   prefetch_batches: int = 2
   max_image_pixels: int | None = None
   max_video_pixels: int | None = None
+  media: Media = 'processor'
 
   def lane_shape(self, cfg: OmniConfig) -> LaneShape:
     """Room in one lane. Raises ValueError listing what does not go together."""
@@ -100,6 +102,8 @@ class DataConfig:
       )
       if getattr(self, name) < low
     ]
+    if self.media not in MEDIA:
+      problems.append(f'media {self.media!r}: expected {" or ".join(MEDIA)}')
     if not self.sources:
       problems.append('sources: none; give at least one')
     if len({source.weight is None for source in self.sources}) > 1:
@@ -409,7 +413,7 @@ def _stream(cfg: DataConfig, sources: Sequence[Source], processor: Processor, la
 
 
 def _resized(processor: Processor, cfg: DataConfig) -> Processor:
-  """The processor with the run's own limits on pictures."""
+  """The processor with the run's own sizes of pictures."""
   images, changes = processor.images, {}
   for prefix, limit in (('', cfg.max_image_pixels), ('video_', cfg.max_video_pixels)):
     if limit is not None:
@@ -417,6 +421,7 @@ def _resized(processor: Processor, cfg: DataConfig) -> Processor:
       changes |= {low: min(limit, getattr(images, low)), high: min(limit, getattr(images, high))}
   out = copy.copy(processor)
   out.images = dataclasses.replace(images, **changes)
+  out.media = cfg.media
   return out
 
 

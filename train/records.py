@@ -15,12 +15,14 @@ from typing import Any, Literal
 import numpy as np
 
 from qwen3_omni_jax.media.inputs import ModelInputs
+from qwen3_omni_jax.media.keys import KEYS, Kind
 from qwen3_omni_jax.media.processor import Processor
 
 from .mask import SpecialIds, chat_mask, document_mask
 
 Form = Literal['chat', 'document']
-MEDIA = ('image', 'audio', 'video')
+MEDIA: tuple[Kind, ...] = ('image', 'audio', 'video')
+_SOURCES = ('bytes', 'path', 'url')
 _PLACEHOLDER = re.compile(r'<(image|audio|video)>')
 _COMMON = {'id', 'images', 'audios', 'videos', 'fps', 'audio_in_video'}
 _KEYS = {'chat': _COMMON | {'messages', 'tools'}, 'document': _COMMON | {'text', 'content'}}
@@ -116,14 +118,14 @@ class _Media:
   """The media lists of a record, handed out to the placeholders of its texts in order."""
 
   def __init__(self, record: dict[str, Any]):
-    self.lists: dict[str, list] = {}
+    self.lists: dict[str, list[dict[str, Any]]] = {}  # of parts of messages
     self.taken = dict.fromkeys(MEDIA, 0)
     for kind in MEDIA:
       items = record.get(f'{kind}s', [])
       items = [items] if isinstance(items, (str, bytes, dict)) else items
       if not isinstance(items, list):
         raise ValueError(f'{kind}s: expected a list, found {type(items).__name__}')
-      self.lists[kind] = [_source(item, f'{kind}s[{i}]') for i, item in enumerate(items)]
+      self.lists[kind] = [_part(item, kind, f'{kind}s[{i}]') for i, item in enumerate(items)]
 
   def place(self, content: Any, where: str) -> Any:
     """content with its placeholders replaced by parts."""
@@ -151,7 +153,7 @@ class _Media:
       if i % 2:
         if self.taken[piece] >= len(self.lists[piece]):
           raise ValueError(f'{where}: more <{piece}> than the {len(self.lists[piece])} of {piece}s')
-        parts.append({'type': piece, piece: self.lists[piece][self.taken[piece]]})
+        parts.append(self.lists[piece][self.taken[piece]])
         self.taken[piece] += 1
       elif piece:
         parts.append({'type': 'text', 'text': piece})
@@ -163,8 +165,21 @@ class _Media:
       raise ValueError('; '.join(left) + ' in the texts')
 
 
+def _part(item: Any, kind: Kind, where: str) -> dict[str, Any]:
+  """An item of a media list as a part of a message: a source, or an object that may have keys beside it."""
+  keys = {}
+  if isinstance(item, dict):
+    keys = {key: value for key, value in item.items() if key not in _SOURCES and key != kind and value is not None}
+    if unknown := [key for key in keys if key not in KEYS[kind]]:
+      raise ValueError(f'{where}: unknown keys {", ".join(map(repr, sorted(unknown)))}; known are {", ".join(KEYS[kind])}')
+    item = item[kind] if item.get(kind) else item
+  return {'type': kind, kind: _source(item, where), **keys}
+
+
 def _source(item: Any, where: str) -> Any:
-  """A path, data: URL or bytes; {'bytes', 'path'} as Hugging Face datasets write media to Parquet."""
+  """A path, data: URL or bytes; {'bytes', 'path'} as Hugging Face datasets write media to Parquet; or a list of such pictures."""
+  if isinstance(item, list) and item:
+    return [_source(picture, f'{where}[{i}]') for i, picture in enumerate(item)]
   if isinstance(item, dict):
     item = item.get('bytes') or item.get('path') or item.get('url')
   if not isinstance(item, (str, bytes)) or not item:

@@ -190,6 +190,8 @@ class WebDataset(Shard):
     def resolve(value):
       if isinstance(value, list):
         return [resolve(item) for item in value]
+      if isinstance(value, dict):
+        return value | {key: resolve(value[key]) for key in ('path', 'image', 'audio', 'video') if key in value}
       return read(named[value]) if isinstance(value, str) and named.get(value, 'json') != 'json' else value
 
     for field, ends in self.KINDS.items():

@@ -57,6 +57,7 @@ class JobConfig:
   talker_temperature: float | None = None
   seed: int | None = None
   fps: float | None = None
+  media: str | None = None
   audio_in_video: bool | None = None
   enable_thinking: bool | None = None
   audio: str = 'flac'
@@ -91,6 +92,7 @@ class JobConfig:
       'top_p',
       'repetition_penalty',
       'fps',
+      'media',
       'audio_in_video',
       'enable_thinking',
     )

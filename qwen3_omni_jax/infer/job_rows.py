@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ..media.processor import MEDIA, check_media
 from .prepare import Row, RowError
 
-_PROMPT = ('tools', 'fps', 'audio_in_video', 'enable_thinking')
+_PROMPT = ('tools', 'fps', 'media', 'audio_in_video', 'enable_thinking')
 _SETTINGS = ('temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed', 'max_frames', 'speaker')
 _LIMITS = ('max_new_tokens', 'max_completion_tokens', 'max_tokens')
 _KNOWN = {'messages', 'model', 'modalities', 'audio', 'speech', *_PROMPT, *_SETTINGS, *_LIMITS}
@@ -195,6 +196,10 @@ def _check_prompt(prompt: dict[str, Any]) -> None:
   fps, tools = prompt.get('fps'), prompt.get('tools')
   if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps <= 1000):
     raise RowError('request', f'fps: expected a number above 0, found {str(fps)[:40]!r}')
+  try:
+    check_media(prompt.get('media') or MEDIA[0])
+  except ValueError as e:
+    raise RowError('request', str(e)) from e
   if tools is not None and not isinstance(tools, list):
     raise RowError('request', f'tools: expected a list, found {type(tools).__name__}')
   for key in ('audio_in_video', 'enable_thinking'):

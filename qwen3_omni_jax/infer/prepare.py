@@ -34,7 +34,7 @@ class Row:
   """One conversation to be answered. Values that are None come from the engine's settings, then from the checkpoint.
 
   id: names the row in its result; the seed follows from it where none is given. prompt: for the processor (tools, fps,
-  audio_in_video, enable_thinking).
+  media, audio_in_video, enable_thinking).
   """
 
   id: str

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import math
 import pathlib
 from typing import Any
 
@@ -21,6 +22,8 @@ CHUNK_FRAMES = 100  # 1 s: what one convolution chunk of the encoder sees
 CHUNK_TOKENS = 13
 LOUDEST = 8.0  # of float samples: 18 dB above full scale, more than any mix; beyond it the scale is not [-1, 1]
 _STFT_BLOCK = 4096  # frames whose spectrum exists at once
+# Formats of soundfile in which a sample is found without decoding those before it.
+_SEEKABLE = ('WAV', 'WAVEX', 'RF64', 'W64', 'AIFF', 'AU', 'CAF', 'FLAC')
 # Containers whose packets have times of their own, so that a hole may be meant. In files of sound alone it is damage.
 _TIMED = ('mov', 'matroska', 'avi', 'flv', 'mpeg', 'mpegts', 'asf', 'nut', 'mxf', 'rm')
 
@@ -33,26 +36,45 @@ def audio_tokens(frames: int) -> int:
   return rest + CHUNK_TOKENS * (frames // CHUNK_FRAMES)
 
 
-def load_audio(source: Any, limits: Limits | None = None, root: pathlib.Path | None = None) -> np.ndarray:
-  """float32 mono samples at 16 kHz, about -1 to 1.
+def load_audio(
+  source: Any,
+  limits: Limits | None = None,
+  root: pathlib.Path | None = None,
+  *,
+  start_s: float | None = None,
+  end_s: float | None = None,
+) -> np.ndarray:
+  """float32 mono samples at 16 kHz, about -1 to 1, from start_s to end_s: in seconds from the first sample on.
 
   source: a path, data: URL or bytes in any format soundfile or FFmpeg reads (also the sound track of a video); or samples: a
   (samples, rate_hz) pair, or a bare array taken to be at 16 kHz. Arrays are 'W' or 'W C' floats in [-1, 1] or integers.
   Raises ValueError naming the source if it is empty, too long, not finite, far beyond [-1, 1], shorter than its header says, or
-  not audio.
+  not audio. Of a file that soundfile reads nothing behind end_s is looked at.
   """
-  limits = limits or Limits()
+  limits, start_s = limits or Limits(), start_s or 0.0
   if isinstance(source, np.ndarray) or hasattr(source, '__array__'):
     source = (source, RATE_HZ)
   if isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], (int, float)):
     samples, rate_hz = source
     name = name_of(samples)
+    whole = _mono(samples, name)
+    _check_rate(rate_hz, name)
+    stop = None if end_s is None else int(end_s * rate_hz)
+    track = SoundTrack(whole[int(start_s * rate_hz) : stop], float(rate_hz), seconds=len(whole) / rate_hz)
   elif isinstance(source, (list, tuple)):
     raise ValueError('audio: a list of numbers; give a numpy array, or (samples, rate_hz)')
   else:
     name = name_of(source)
-    samples, rate_hz = _decode(read_bytes(source, limits, root), name, limits)
-  return _to_16k(_mono(samples, name), rate_hz, name, limits)
+    track = _decode(read_bytes(source, limits, root), name, limits, start_s, end_s)
+  if not len(track.samples):
+    until = '' if end_s is None else f' to {end_s:g} s'
+    raise ValueError(f'{name}: no sound from {start_s:g} s{until}; it has {track.seconds:.2f} s')
+  return _to_16k(_mono(track.samples, name), track.rate_hz, name, limits)
+
+
+def _check_rate(rate_hz: Any, name: str) -> None:
+  if not isinstance(rate_hz, (int, float, np.integer, np.floating)) or not 100 <= rate_hz <= 1_000_000:
+    raise ValueError(f'{name}: sample rate {rate_hz!r}; expected 100 to 1,000,000 Hz')
 
 
 def _mono(samples: Any, name: str) -> np.ndarray:
@@ -95,8 +117,7 @@ def _from_integers(samples: np.ndarray, name: str) -> np.ndarray:
 
 
 def _to_16k(samples: np.ndarray, rate_hz: float, name: str, limits: Limits) -> np.ndarray:
-  if not isinstance(rate_hz, (int, float, np.integer, np.floating)) or not 100 <= rate_hz <= 1_000_000:
-    raise ValueError(f'{name}: sample rate {rate_hz!r}; expected 100 to 1,000,000 Hz')
+  _check_rate(rate_hz, name)
   if len(samples) / rate_hz > limits.audio_s:
     raise ValueError(f'{name}: {len(samples) / rate_hz:.0f} s of audio; the limit is {limits.audio_s:.0f} s')
   if rate_hz != RATE_HZ:
@@ -119,14 +140,17 @@ class _Bytes(io.BytesIO):
 
 
 class _Blocks:
-  """Mono samples as they are decoded. What does not fit the limits stops the decoding, whatever the header promised."""
+  """Mono samples as they are decoded. What does not fit the limits stops the decoding, whatever the header promised.
 
-  def __init__(self, name: str, rate_hz: float, limits: Limits):
-    self.name, self.rate_hz, self.limits = name, rate_hz, limits
+  first, end: the samples from one to before the other are kept. samples: how many went by, kept or not.
+  """
+
+  def __init__(self, name: str, rate_hz: float, limits: Limits, first: int = 0, end: float = math.inf):
+    self.name, self.rate_hz, self.limits, self.first, self.end = name, rate_hz, limits, first, end
     self.blocks: list[np.ndarray] = []
     self.samples = 0
 
-  def check(self, samples: int, channels: int) -> None:
+  def check(self, samples: float, channels: int) -> None:
     seconds = samples / max(self.rate_hz, 1)
     if seconds > self.limits.audio_s:
       raise ValueError(f'{self.name}: {seconds:.0f} s of audio; the limit is {self.limits.audio_s:.0f} s')
@@ -140,9 +164,10 @@ class _Blocks:
 
   def add(self, block: np.ndarray) -> None:
     """block: float32 'W C'. The plain mean of the channels is kept, as librosa and the reference take it."""
-    self.check(self.samples + len(block), block.shape[1])
+    self.check(min(self.samples + len(block), self.end), block.shape[1])
+    kept = block[max(self.first - self.samples, 0) : min(self.end - self.samples, len(block))]
     with np.errstate(over='ignore', invalid='ignore'):  # not finite: refused later, with a count
-      self.blocks.append(block.mean(axis=1, dtype=np.float32))
+      self.blocks.append(kept.mean(axis=1, dtype=np.float32))
     self.samples += len(block)
 
   def add_silence(self, samples: int) -> None:
@@ -153,28 +178,47 @@ class _Blocks:
   def joined(self) -> np.ndarray:
     if not self.samples:
       raise ValueError(f'{self.name}: no audio samples')
-    return np.concatenate(self.blocks)
+    return np.concatenate([np.zeros(0, np.float32), *self.blocks])
 
 
-def _decode(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float]:
-  """(mono samples, rate) through soundfile, or through FFmpeg for what soundfile does not read, or not to its end."""
+@dataclasses.dataclass(frozen=True)
+class SoundTrack:
+  """Mono float32 samples of a sound, or of a stretch of it; holes filled with silence. late_s: how long after the pictures of its
+  container it begins. seconds: of the whole sound, as far as it was read; ended: that is to its end."""
+
+  samples: np.ndarray
+  rate_hz: float
+  late_s: float = 0.0
+  seconds: float = 0.0
+  ended: bool = True
+
+
+def _decode(data: bytes, name: str, limits: Limits, start_s: float, end_s: float | None) -> SoundTrack:
+  """The stretch through soundfile, or through FFmpeg for what soundfile does not read, or not to its end."""
   check_one_recording(data, name)
-  found = _through_soundfile(data, name, limits)
-  if found is None:
+  track = _through_soundfile(data, name, limits, start_s, end_s)
+  if track is None:
     track = decode_track(data, name, limits)
     if track is None:
       raise ValueError(f'{name}: no audio in it')
-    found = track.samples, track.rate_hz
-  if sound := stated_sound(data):
+    track = cut_track(dataclasses.replace(track, late_s=0.0), start_s, end_s)
+  if track.ended and (sound := stated_sound(data)):
     stated, there = sound
-    seconds = len(found[0]) / found[1]
-    check_whole(seconds * stated / max(there, 1), seconds, name, limits)
-  return found
+    check_whole(track.seconds * stated / max(there, 1), track.seconds, name, limits)
+  return track
 
 
-def _through_soundfile(data: bytes, name: str, limits: Limits) -> tuple[np.ndarray, float] | None:
-  """(mono samples, rate), or None if the file is not for soundfile. Raises ValueError if it breaks off before its stated end:
-  FFmpeg would go on with noise, or at the wrong place."""
+def cut_track(track: SoundTrack, start_s: float, end_s: float | None) -> SoundTrack:
+  """The track from start_s to end_s by the container's clock, or nothing of it. Rounded as librosa does where FFmpeg decodes."""
+  begin = max(start_s - track.late_s, 0.0)
+  first = round(begin * track.rate_hz)
+  stop = None if end_s is None else first + max(round((end_s - track.late_s - begin) * track.rate_hz), 0)
+  return dataclasses.replace(track, samples=track.samples[first:stop], late_s=max(track.late_s - start_s, 0.0))
+
+
+def _through_soundfile(data: bytes, name: str, limits: Limits, start_s: float, end_s: float | None) -> SoundTrack | None:
+  """The stretch, or None if the file is not for soundfile. Raises ValueError if it breaks off before its stated end: FFmpeg would
+  go on with noise, or at the wrong place."""
   import soundfile
 
   failed = (soundfile.SoundFileError, RuntimeError, TypeError, OverflowError, MemoryError)
@@ -185,14 +229,20 @@ def _through_soundfile(data: bytes, name: str, limits: Limits) -> tuple[np.ndarr
   with file:
     if file.format == 'MP3' and mp3_tag(data) is None:
       return None  # it would stop at a length guessed from the first frame's bit rate
-    blocks = _Blocks(name, file.samplerate, limits)
+    first = int(start_s * file.samplerate)  # rounded as librosa does
+    end = math.inf if end_s is None else first + int((end_s - start_s) * file.samplerate)
+    blocks = _Blocks(name, file.samplerate, limits, first, end)
     # libsndfile says 2^63 - 1 where a header leaves the length open; then only the data can tell.
     stated = file.frames if file.frames < 2**62 else 0
-    blocks.check(stated, file.channels)
-    asked = 2**16 // file.channels
+    blocks.check(min(stated, end), file.channels)
     whole = file.format != 'OGG' or damaged_ogg(data) is None  # over a lost page the decoder leaps, and repeats the end
     try:
-      while whole and len(block := file.read(asked, dtype='float32', always_2d=True)):
+      if first and stated and file.format in _SEEKABLE:
+        blocks.samples = file.seek(min(first, stated))
+      while whole and blocks.samples < end:
+        asked = int(min(2**16 // file.channels, end - blocks.samples))
+        if not len(block := file.read(asked, dtype='float32', always_2d=True)):
+          break
         blocks.add(block)
         whole = len(block) == asked or stated - blocks.samples < SLACK_S * file.samplerate
     except failed:
@@ -202,16 +252,9 @@ def _through_soundfile(data: bytes, name: str, limits: Limits) -> tuple[np.ndarr
         f'{name}: damaged or truncated: its header says {stated / file.samplerate:.2f} s, after '
         f'{blocks.samples / file.samplerate:.2f} s it cannot be read on. Get the whole file, or encode what is there anew'
       )
-    return (blocks.joined(), blocks.rate_hz) if whole and blocks.samples else None
-
-
-@dataclasses.dataclass(frozen=True)
-class SoundTrack:
-  """Mono float32 samples of a container's sound, holes filled with silence. late_s: how long after the pictures it begins."""
-
-  samples: np.ndarray
-  rate_hz: float
-  late_s: float = 0.0
+    if not whole or not blocks.samples:
+      return None
+    return SoundTrack(blocks.joined(), blocks.rate_hz, seconds=blocks.samples / blocks.rate_hz, ended=blocks.samples < end)
 
 
 def decode_track(data: bytes, name: str, limits: Limits) -> SoundTrack | None:
@@ -258,7 +301,7 @@ def decode_track(data: bytes, name: str, limits: Limits) -> SoundTrack | None:
     check_whole(stated, end if own else max(track.end_s for track in tracks.values()), name, limits)
     shown = None if picture is None else tracks[picture.index].start_s
   late = 0.0 if shown is None or start is None or start - shown < SLACK_S else start - shown
-  return SoundTrack(blocks.joined(), blocks.rate_hz, late)
+  return SoundTrack(blocks.joined(), blocks.rate_hz, late, blocks.samples / blocks.rate_hz)
 
 
 def track_samples(track: SoundTrack, name: str, limits: Limits) -> np.ndarray:

@@ -7,18 +7,17 @@ import numpy as np
 
 from .container import check_decodable, chosen_stream, open_container, unreadable
 from .image import on_white
-from .resample import resize
 from .source import Limits
 from .timeline import SLACK_S, Timeline, Track, check_whole, decoded_timeline, make_timeline, see, stated_end
 
-SizeRule = Callable[[int, int], tuple[int, int]]
+Fit = Callable[[np.ndarray, int], np.ndarray]  # a frame and the number of frames -> the frame resized
 
 
 class Kept:
   """The sampled frames as they come by, resized if there is a rule for it; within the limits."""
 
-  def __init__(self, name: str, limits: Limits, size: SizeRule | None, indices: np.ndarray):
-    self.name, self.limits, self.size, self.indices = name, limits, size, indices
+  def __init__(self, name: str, limits: Limits, fit: Fit | None, indices: np.ndarray):
+    self.name, self.limits, self.fit, self.indices = name, limits, fit, indices
     self.frames: list[np.ndarray] = []
 
   @property
@@ -29,8 +28,8 @@ class Kept:
   def add(self, frame: np.ndarray) -> None:
     """The frame `next`, as often as it was chosen."""
     check_frame(*frame.shape[:2], self.name, self.limits)
-    if self.size is not None:
-      frame = resize(frame, *self.size(*frame.shape[:2]))
+    if self.fit is not None:
+      frame = self.fit(frame, len(self.indices))
     if self.frames and frame.shape != self.frames[0].shape:
       raise ValueError(f'{self.name}: frames of different sizes')
     if not self.frames and frame.nbytes * len(self.indices) > self.limits.video_kept_bytes:
@@ -52,15 +51,15 @@ def check_frame(height: int, width: int, name: str, limits: Limits) -> None:
 
 
 def read_frames(
-  data: bytes, name: str, limits: Limits, choose: Callable[[Timeline], np.ndarray], size: SizeRule | None = None
+  data: bytes, name: str, limits: Limits, choose: Callable[[Timeline], np.ndarray], fit: Fit | None = None
 ) -> tuple[np.ndarray, Timeline]:
   """(frames uint8 'T H W 3', the video's timeline) of the frames that `choose` names by their indices, ascending.
 
-  size: what a frame is resized to on its way. Only the chosen frames are kept in memory.
+  fit: resizes a frame on its way. Only the chosen frames are kept in memory.
   """
   line, first = read_timeline(data, name, limits)
   for _ in range(2):
-    kept = Kept(name, limits, size, choose(line))
+    kept = Kept(name, limits, fit, choose(line))
     came = _decode(data, kept, line, first)
     if kept.next is None:
       return kept.stacked(), line

@@ -226,9 +226,11 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
   return h, w
 
 
-def image_patches(pixels: np.ndarray, settings: ImageSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
-  """(patch rows float32 'P 1536', grid (1, rows, columns)) of one image, resized to fit."""
-  size = smart_resize(*pixels.shape[:2], settings.factor, settings.min_pixels, settings.max_pixels)
+def image_patches(
+  pixels: np.ndarray, settings: ImageSettings, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+  """(patch rows float32 'P 1536', grid (1, rows, columns)) of one image, resized to `size`, or to fit."""
+  size = size or smart_resize(*pixels.shape[:2], settings.factor, settings.min_pixels, settings.max_pixels)
   return patch_rows(np.repeat(resize(pixels, *size)[None], settings.temporal_patch, axis=0), settings)
 
 

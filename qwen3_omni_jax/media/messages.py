@@ -2,35 +2,29 @@
 
 Accepted: `{'role', 'content'}` messages as in the Qwen cookbooks, content a string or a list of parts
 (`{'type': 'audio', 'audio': source}` and likewise image, video, text), and the OpenAI spellings (`image_url`,
-`input_audio`, `video_url`, `audio_url`).
+`input_audio`, `video_url`, `audio_url`). A part may carry the keys of `keys`.
 """
 
 import base64
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
+from .keys import KEYS, NO_KEYS, Kind, MediaKeys, read_keys
 from .text import check_characters
 
 ROLES = ('system', 'user', 'assistant', 'tool')
-Kind = Literal['audio', 'image', 'video']
-_PART_KEYS = {
-  'text': {'type', 'text'},
-  'audio': {'type', 'audio'},
-  'image': {'type', 'image'},
-  'video': {'type', 'video', 'fps', 'audio_in_video'},
-}
+_PART_KEYS = {'text': {'type', 'text'}} | {kind: {'type', kind, *keys} for kind, keys in KEYS.items()}
 _MESSAGE_KEYS = {'role', 'content', 'reasoning_content', 'tool_calls', 'name', 'tool_call_id'}
 
 
 @dataclasses.dataclass(frozen=True)
 class MediaItem:
-  """A medium of a conversation. fps and audio_in_video: of this video, None where the call decides."""
+  """A medium of a conversation."""
 
   kind: Kind
   source: Any
   where: str  # 'messages[1].content[0]'
-  fps: float | None = None
-  audio_in_video: bool | None = None
+  keys: MediaKeys = NO_KEYS
 
 
 def parse_messages(messages: Any) -> tuple[list[dict[str, Any]], list[MediaItem]]:
@@ -86,7 +80,7 @@ def _part(part: Any, where: str, errors: list[str]) -> tuple[dict[str, Any], Med
     return {}, None
   errors += [f'{where}: unknown key {str(key)[:40]!r}' for key in part if key not in _PART_KEYS[kind]]
   value = part.get(kind)
-  if value is None or (isinstance(value, (str, bytes, list)) and not value and kind != 'text'):
+  if value is None or (isinstance(value, (str, bytes, list, tuple)) and not value and kind != 'text'):
     errors.append(f'{where}.{kind}: missing or empty')
     return {}, None
   if kind == 'text':
@@ -95,12 +89,7 @@ def _part(part: Any, where: str, errors: list[str]) -> tuple[dict[str, Any], Med
     else:
       errors.append(f'{where}.text: expected a string, found {type(value).__name__}')
     return {'type': 'text', 'text': value}, None
-  fps, hear = part.get('fps'), part.get('audio_in_video')
-  if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps <= 1000):
-    errors.append(f'{where}.fps: expected a number above 0, found {str(fps)[:40]}')
-  if hear is not None and not isinstance(hear, bool):
-    errors.append(f'{where}.audio_in_video: expected true or false, found {str(hear)[:40]}')
-  return {'type': kind, kind: kind}, MediaItem(kind, value, where, fps, hear)
+  return {'type': kind, kind: kind}, MediaItem(kind, value, where, read_keys(part, kind, where, errors))
 
 
 def _from_openai(part: dict[str, Any], where: str, errors: list[str]) -> dict[str, Any]:
@@ -113,11 +102,12 @@ def _from_openai(part: dict[str, Any], where: str, errors: list[str]) -> dict[st
       return {'type': kind, kind: url, **rest}
   if 'input_audio' in part:
     audio = part['input_audio']
+    rest = {k: v for k, v in part.items() if k not in ('type', 'input_audio')}
     if not isinstance(audio, dict) or not isinstance(audio.get('data'), str):
       errors.append(f"{where}.input_audio: expected {{'data': base64, 'format': …}}")
       return {'type': 'audio', 'audio': b'?'}
     try:
-      return {'type': 'audio', 'audio': base64.b64decode(audio['data'], validate=True)}
+      return {'type': 'audio', 'audio': base64.b64decode(audio['data'], validate=True), **rest}
     except ValueError as e:
       errors.append(f'{where}.input_audio.data: broken base64 ({e})')
       return {'type': 'audio', 'audio': b'?'}

@@ -1,19 +1,22 @@
 """The processor: a conversation with media in it to `ModelInputs`."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..config import OmniConfig
 from ..config_json import load_config
+from . import omni_utils
 from .audio import CHUNK_FRAMES, audio_tokens, load_audio, log_mel
 from .chat_template import ChatTemplate
 from .image import ImageSettings, image_patches, load_image
 from .inputs import Audio, ModelInputs, Visual
 from .layout import VideoSpan, lay_out
 from .messages import MediaItem, parse_messages, plain_json
+from .sizes import image_size
 from .source import Limits
 from .text import SpecialToken, Tokenizer, read_json
 from .video import load_video, video_audio, video_patches
@@ -27,6 +30,26 @@ PLACEHOLDERS = {
   'image': ('<|vision_start|>', '<|image_pad|>', '<|vision_end|>'),
   'video': ('<|vision_start|>', '<|video_pad|>', '<|vision_end|>'),
 }
+
+
+Media = Literal['processor', 'utils']
+MEDIA: tuple[Media, ...] = ('processor', 'utils')
+
+
+def check_media(value: Any) -> Media:
+  if value not in MEDIA:
+    raise ValueError(f'media {str(value)[:40]!r}: expected {" or ".join(MEDIA)}')
+  return value
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+  """What holds for all media of a call."""
+
+  fps: float
+  utils: bool
+  hear: bool
+  reference_exact: bool
 
 
 class _Prepared:
@@ -47,6 +70,9 @@ class Processor:
   fps: frames a second taken from videos, and the clock their positions run by: one number for both (default 2.0, as the
   published examples sample; the reference's own default clock of 1.0 applies whatever the sampling was). It can be set for a
   call, or for one video in its message part.
+
+  media: 'processor' resizes pictures and frames once, as the checkpoint's processor does with media it is given; 'utils' chooses
+  frames and sizes as the published utilities do, which run before the processor (omni_utils). It can be set for a call.
   """
 
   def __init__(
@@ -57,6 +83,7 @@ class Processor:
     images: ImageSettings,
     *,
     fps: float = 2.0,
+    media: Media = 'processor',
     limits: Limits | None = None,
     media_root: str | pathlib.Path | None = None,
   ):
@@ -65,12 +92,13 @@ class Processor:
     self.template = template
     self.images = images
     self.fps = fps
+    self.media: Media = check_media(media)
     self.limits = limits or Limits()
     self.media_root = None if media_root is None else pathlib.Path(media_root)
 
   @classmethod
   def from_folder(cls, folder: str | pathlib.Path, **options: Any) -> 'Processor':
-    """From a checkpoint folder of either kind. options: fps, limits, media_root."""
+    """From a checkpoint folder of either kind. options: fps, media, limits, media_root."""
     folder = pathlib.Path(folder)
     cfg = load_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
@@ -101,6 +129,7 @@ class Processor:
     conversations: Sequence[Any],
     *,
     fps: float | None = None,
+    media: Media | None = None,
     audio_in_video: bool = False,
     tools: list[dict[str, Any]] | None = None,
     enable_thinking: bool | None = None,
@@ -109,20 +138,21 @@ class Processor:
   ) -> list[ModelInputs]:
     """ModelInputs of each conversation.
 
-    audio_in_video: hear the sound of videos (a silent one is then just a video). tools, enable_thinking: for the chat
-    template. reference_exact: pad all sounds of the call together, keep the asked fps when a frame limit binds, begin pictures
-    with their sound, and read special tokens in contents as such, as the reference does; otherwise no conversation depends on
-    another and contents are only text. Raises ValueError naming what is wrong and where.
+    media: see the class. audio_in_video: hear the sound of videos (a silent one is then just a video). tools, enable_thinking:
+    for the chat template. reference_exact: pad all sounds of the call together, keep the asked fps when a frame limit binds,
+    begin pictures with their sound, and read special tokens in contents as such, as the reference does; otherwise no conversation
+    depends on another and contents are only text. Raises ValueError naming what is wrong and where.
     """
     variables = {'add_generation_prompt': add_generation_prompt}
     if tools is not None:
       variables['tools'] = plain_json(tools, 'tools')
     if enable_thinking is not None:
       variables['enable_thinking'] = plain_json(enable_thinking, 'enable_thinking')
-    prepared = [
-      self._prepare(messages, self.fps if fps is None else fps, audio_in_video, variables, reference_exact)
-      for messages in conversations
-    ]
+    how = self._how(fps, media, audio_in_video, reference_exact)
+    prepared = []
+    for messages in conversations:
+      ids, items = self.prompt_ids(messages, reference_exact, **variables)
+      prepared.append(self._load_all(ids, items, how))
     waves = [wave for row in prepared for wave in row.waves]
     sounds = iter(_featurise(waves, together=reference_exact))
     return [self._assemble(row, [next(sounds) for _ in row.waves]) for row in prepared]
@@ -145,18 +175,20 @@ class Processor:
     stop = begin + int(end[0]) + 1 if len(end) else len(whole.ids)  # without the line break after <|im_end|>
     return ModelInputs(whole.ids[:stop], whole.positions[:, :stop], whole.audios, whole.visuals), begin
 
-  def document(self, content: list[Any], *, fps: float | None = None, audio_in_video: bool = False) -> ModelInputs:
+  def document(
+    self, content: list[Any], *, fps: float | None = None, media: Media | None = None, audio_in_video: bool = False
+  ) -> ModelInputs:
     """ModelInputs of text and media one after the other, without a chat template, closed by <|endoftext|>: for pretraining.
 
     content: parts as in a message. Media stand between their start and end tokens, as the chat template writes them; special
     tokens spelled in texts are only text.
     """
-    plain, media = parse_messages([{'role': 'user', 'content': content}])
+    plain, items = parse_messages([{'role': 'user', 'content': content}])
     pieces: list[str] = []
     for part in plain[0]['content']:
       pieces += [part['text']] if part['type'] == 'text' else map(SpecialToken, PLACEHOLDERS[part['type']])
     ids = self.tokenizer.encode_prompt([*pieces, SpecialToken('<|endoftext|>')])
-    row = self._load_all(ids, media, self.fps if fps is None else fps, audio_in_video, False)
+    row = self._load_all(ids, items, self._how(fps, media, audio_in_video))
     return self._assemble(row, _featurise(row.waves, together=False))
 
   def prompt_ids(self, messages: Any, reference_exact: bool = False, **variables: Any) -> tuple[list[int], list[MediaItem]]:
@@ -171,38 +203,42 @@ class Processor:
       prompt = self.template.prompt(plain, **variables)
     return self.tokenizer.encode_prompt(prompt), media
 
-  def _prepare(self, messages: Any, fps: float, hear: bool, variables: dict, reference_exact: bool) -> _Prepared:
-    ids, media = self.prompt_ids(messages, reference_exact, **variables)
-    return self._load_all(ids, media, fps, hear, reference_exact)
+  def _how(self, fps: float | None, media: Media | None, hear: bool, reference_exact: bool = False) -> _How:
+    media = self.media if media is None else check_media(media)
+    return _How(self.fps if fps is None else fps, media == 'utils', hear, reference_exact)
 
-  def _load_all(self, ids: list[int], media: list[MediaItem], fps: float, hear: bool, reference_exact: bool) -> _Prepared:
+  def _load_all(self, ids: list[int], media: list[MediaItem], how: _How) -> _Prepared:
     row = _Prepared(ids)
     for item in media:
       try:
-        self._load(row, item, fps, hear, reference_exact)
+        self._load(row, item, how)
       except ValueError as e:
         raise ValueError(f'{item.where}: {e}') from e
     return row
 
-  def _load(self, row: _Prepared, item: MediaItem, fps: float, hear: bool, reference_exact: bool) -> None:
+  def _load(self, row: _Prepared, item: MediaItem, how: _How) -> None:
+    source, keys, access = item.source, item.keys, {'limits': self.limits, 'root': self.media_root}
+    stretch = {'start_s': keys.start_s, 'end_s': keys.end_s}
     if item.kind == 'audio':
       row.clips.append(len(row.waves))
-      row.waves.append(load_audio(item.source, self.limits, self.media_root))
+      row.waves.append(load_audio(source, **access, **stretch))
     elif item.kind == 'image':
-      patches, grid = image_patches(load_image(item.source, self.limits, self.media_root), self.images)
+      pixels, size = load_image(source, **access), None
+      if how.utils:
+        pixels = omni_utils.resized_image(pixels, keys, self.limits)
+      else:
+        size = image_size(*pixels.shape[:2], self.images, keys)
+      patches, grid = image_patches(pixels, self.images, size)
       row.images.append(Visual(patches, grid, 'image'))
       row.visuals.append(row.images[-1])
     else:
-      clip = load_video(
-        item.source, fps=fps if item.fps is None else item.fps, limits=self.limits, root=self.media_root, fit=self.images
-      )
-      patches, grid = video_patches(clip.frames, self.images)
+      clip = load_video(source, fps=how.fps, keys=keys, **access, fit=self.images, utils=how.utils)
+      patches, grid = video_patches(clip.frames, self.images, how.utils)
       video = Visual(patches, grid, 'video')
-      wave = None
-      if hear if item.audio_in_video is None else item.audio_in_video:
-        wave = video_audio(item.source, self.limits, self.media_root)
-      clock = clip.fps if reference_exact else clip.sampled_fps
-      late_s = 0.0 if wave is None or reference_exact else clip.late_s
+      hear = how.hear if keys.audio_in_video is None else keys.audio_in_video
+      wave = video_audio(source, **access, **stretch) if hear else None
+      clock = clip.fps if how.reference_exact else clip.sampled_fps
+      late_s = 0.0 if wave is None or how.reference_exact else clip.late_s
       row.videos.append((video, self.images.temporal_patch / clock, late_s, None if wave is None else len(row.waves)))
       row.visuals.append(video)
       if wave is not None:

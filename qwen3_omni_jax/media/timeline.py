@@ -13,6 +13,7 @@ One rule, for every format:
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +37,7 @@ class Timeline:
 
   steady: the frames are equally spaced. rate: frames per second; of a video that is not steady their mean.
   rounding_s: how far a time may be from what was meant. late_s: how long after the sound the picture begins; 0 if it does not,
-  or there is no sound.
+  or there is no sound. stated_rate: frames per second by the file's header.
   """
 
   times: np.ndarray
@@ -46,6 +47,7 @@ class Timeline:
   rounding_s: float = ROUNDING_S
   late_s: float = 0.0
   has_audio: bool = False
+  stated_rate: float = 0.0
 
   @property
   def total(self) -> int:
@@ -60,6 +62,40 @@ class Timeline:
     found = np.searchsorted(self.times, np.asarray(seconds, np.float64) + self.rounding_s, 'right') - 1
     return np.maximum(found, 0).astype(np.int32)
 
+  def counted(self) -> 'Timeline':
+    """As if all frames were equally spaced at the stated rate."""
+    times = np.arange(self.total) / self.stated_rate
+    return dataclasses.replace(self, times=times, end=self.total / self.stated_rate, rate=self.stated_rate, steady=True)
+
+  def stretch(self, start_s: float | None, end_s: float | None) -> tuple['Timeline', int]:
+    """(the timeline of the frames from start_s to end_s by the container's clock, the index of the first of them).
+
+    Of equally spaced frames those that begin inside count, both ends included, as in the published utilities
+    (calculate_video_frame_range); of others those that are shown inside. Raises ValueError if there are none.
+    """
+    if start_s is None and end_s is None:
+      return self, 0
+    whole = self.duration_s
+    begin = 0.0 if start_s is None else max(start_s - self.late_s, 0.0)
+    end = whole if end_s is None else min(end_s - self.late_s, whole)
+    if self.steady:
+      first, last = math.ceil(min(begin, whole) * self.rate), min(math.floor(end * self.rate), self.total - 1)
+    else:
+      first = int(self.shown_at([begin])[0]) if begin < whole else self.total
+      last = int(np.searchsorted(self.times, end, 'right')) - 1
+    if first > last:
+      until = 'to the end' if end_s is None else f'to {end_s:g} s'
+      shown = f'from {self.late_s:.2f} s to {self.late_s + whole:.2f} s'
+      raise ValueError(f'no frame from {start_s or 0:g} s {until}; the video has {self.total} frames {shown}')
+    times = self.times[first : last + 1]
+    late = max(self.late_s - (start_s or 0.0), 0.0)
+    return dataclasses.replace(
+      self,
+      times=times - times[0] if self.steady else np.maximum(times - begin, 0.0),
+      end=(last - first + 1) / self.rate if self.steady else end - begin,
+      late_s=late if late >= SLACK_S else 0.0,
+    ), first
+
 
 def make_timeline(times: np.ndarray, end: float, stated_rate: float, tick_s: float = 0.0, **known: Any) -> Timeline:
   """The Timeline of frames shown at `times` (ascending, the first at 0) and until `end`: equally spaced, or not.
@@ -67,6 +103,7 @@ def make_timeline(times: np.ndarray, end: float, stated_rate: float, tick_s: flo
   stated_rate: frames per second by the file's header. tick_s: the unit its times are kept in. known: late_s, has_audio.
   """
   end = float(end)
+  known['stated_rate'] = stated_rate
   gaps = np.diff(times, append=end)
   shortest = float(gaps[gaps > 0].min()) if (gaps > 0).any() else 1 / stated_rate
   rounding = min(1.01 * max(tick_s, ROUNDING_S), shortest / 4)
@@ -95,7 +132,8 @@ def decoded_timeline(line: Timeline, came: np.ndarray, limits: Limits, name: str
     raise ValueError(f'{name}: damaged: {len(came)} of {len(line.times)} frames could be decoded, and over {hole:.2f} s none')
   first, end = came[0], line.end if line.end > came[-1] else came[-1] + 1 / line.rate
   late = line.late_s + first if line.has_audio and line.late_s + first >= SLACK_S else 0.0
-  return make_timeline(came - first, end - first, line.rate, line.rounding_s, late_s=late, has_audio=line.has_audio)
+  found = make_timeline(came - first, end - first, line.rate, line.rounding_s, late_s=late, has_audio=line.has_audio)
+  return dataclasses.replace(found, stated_rate=line.stated_rate)
 
 
 class Track:

@@ -28,7 +28,7 @@ class Parrot:
     self.asked += conversations
     return [Answer('A') for _ in conversations]
 
-  def choose(self, conversations, letters):
+  def choose(self, conversations, letters, settings):
     return self(conversations, None)
 
 
@@ -153,6 +153,7 @@ def test_reports_name_every_number_and_show_the_media(benchmark_root, tmp_path):
   assert page.count('<audio') >= 2 and 'still of the video' in page and page.count('<svg') >= 3
   assert not re.search(r'(src|href)="(?!data:|#)', page) and 'unreadable' in page
   assert json.loads(json.dumps(summary))['results'][0]['settings']['fps'] == 2.0
+  assert summary['results'][0]['settings']['media'] == 'utils'
 
 
 def test_a_limit_takes_items_of_all_kinds(benchmark_root):

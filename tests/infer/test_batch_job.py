@@ -90,7 +90,6 @@ def break_row(i: int):
   ask = lambda **part: question(i, messages=[{'role': 'user', 'content': [part, {'type': 'text', 'text': 'What?'}]}])
   ways = [
     ('{"custom_id": "x", "body": ', 'json'),
-    ('no json', 'json'),
     ('"a"["b"]', 'json'),
     ('[' * 5000, 'json'),
     ('42', 'request'),
@@ -99,6 +98,7 @@ def break_row(i: int):
     (question(i, tempreature=1), 'request'),
     ({**good, 'body': {}}, 'request'),
     (question(i, fps=-1), 'request'),
+    (question(i, media='both'), 'request'),
     (question(i, speech='yes'), 'request'),
     (question(i, speech=False, modalities=['smell']), 'request'),
     (question(i, messages=[]), 'messages'),

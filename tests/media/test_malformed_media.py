@@ -246,10 +246,10 @@ def test_wrong_sources_are_refused_alike_by_every_reader(source, tmp_path):
 @pytest.mark.parametrize('size', [(1, 10_000), (10_000, 1), (1, 201), (1, 1000)])
 def test_slivers_are_refused_by_size(size):
   from qwen3_omni_jax.media.image import ImageSettings, image_patches, load_image
-  from qwen3_omni_jax.media.video import video_patches
+  from qwen3_omni_jax.media.video import load_video
 
   pixels = load_image(np.zeros((*size, 3), np.uint8))
   settings = ImageSettings(patch=16)
-  for make in (lambda: image_patches(pixels, settings), lambda: video_patches(pixels[None], settings)):
+  for make in (lambda: image_patches(pixels, settings), lambda: load_video([pixels], fps=2, fit=settings)):
     with pytest.raises(ValueError, match=f'{size[1]}×{size[0]} pixels'):
       make()

@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from qwen3_omni_jax.train.data import DataConfig, Loader, SourceConfig, merge_states
+from qwen3_omni_jax.train.data import DataConfig, Loader, SourceConfig, example_stream, merge_states
 
 from qwen3_omni_jax.media.processor import Processor
 from tests.train.data_folder import RECORDS, chat_records, small_config, write_jsonl
@@ -143,6 +143,21 @@ def test_mixtures_keep_their_weights_in_every_lane(tmp_path, processor):
   # Of what the lanes took, every fourth record is rare, exactly; some still wait to be packed.
   share = counts['rare'] / sum(counts.values())
   assert abs(share - 0.25) < 2 * cfg.buffer * cfg.lanes / sum(counts.values())
+
+
+def test_a_run_says_who_chooses_sizes(tmp_path, processor):
+  """A picture of 100 × 100: 96 pixels a side by the processor alone, 112 and then 128 through the utilities."""
+  from PIL import Image
+
+  Image.new('RGB', (100, 100)).save(tmp_path / 'p.png')
+  path = write_jsonl(tmp_path / 'a.jsonl', [said('<image>', images=['p.png'])])
+  sides = {}
+  for media in ('processor', 'utils'):
+    cfg = small_config(path, tmp_path, epochs=1, media=media)
+    sides[media] = example_stream(cfg, processor)[0]['examples'][0].inputs.visuals[0].grid[1:]
+  assert sides == {'processor': (6, 6), 'utils': (8, 8)} and processor.media == 'processor'
+  with pytest.raises(ValueError, match="media 'both': expected processor or utils"):
+    Loader(small_config(path, tmp_path, media='both'), processor)
 
 
 def said(content: str, **more) -> dict:

@@ -80,6 +80,40 @@ def test_every_kind_of_file_gives_the_same_examples(tiny_folder, tmp_path, pictu
       np.testing.assert_array_equal(mine.inputs.visuals[0].patches, expected.inputs.visuals[0].patches, err_msg=name)
 
 
+def test_media_of_the_lists_have_keys_as_parts_of_messages_have(tiny_folder, tmp_path, picture):
+  import io
+
+  from PIL import Image
+
+  small = io.BytesIO()
+  Image.open(io.BytesIO(picture)).resize((320, 200)).save(small, 'PNG')
+  said = lambda text, **media: {'messages': [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': 'y'}], **media}
+  listed = said(
+    '<image><video>', images=[{'path': '0.png', 'max_pixels': 20_000}], videos=[{'video': ['0.png', '0.png'], 'sample_fps': 4}]
+  )
+  bad = said('<image>', images=[{'path': '0.png', 'max_pixel': 20_000}])
+  write_tar(
+    tmp_path / 'a.tar',
+    {
+      f'{i}.{k}': v
+      for i, r in enumerate((listed, bad))
+      for k, v in (('json', json.dumps(r).encode()), ('0.png', small.getvalue()))
+    },
+  )
+  processor = Processor.from_folder(tiny_folder)
+  special = SpecialIds.of(processor.cfg, processor.tokenizer)
+  source = open_source(tmp_path / 'a.tar')
+  (got,) = read_record(source[0]['record'], Rules(), processor, special)
+  data = small.getvalue()
+  parts = [{'type': 'image', 'image': data, 'max_pixels': 20_000}, {'type': 'video', 'video': [data, data], 'sample_fps': 4}]
+  want = processor([{'role': 'user', 'content': parts}, {'role': 'assistant', 'content': 'y'}], add_generation_prompt=False)
+  np.testing.assert_array_equal(got.inputs.ids, want.ids)
+  np.testing.assert_array_equal(got.inputs.positions, want.positions)
+  assert np.prod(got.inputs.visuals[0].grid) * 256 <= 20_000
+  with pytest.raises(ValueError, match=r"images\[0\]: unknown keys 'max_pixel'; known are resized_height"):
+    read_record(source[1]['record'], Rules(), processor, special)
+
+
 def test_several_files_are_one_source_in_the_order_of_their_names(tmp_path):
   for name, number in (('b', 2), ('a', 3)):
     write_jsonl(tmp_path / f'{name}.jsonl', [{'text': f'{name}{i}'} for i in range(number)])
