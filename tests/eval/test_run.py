@@ -14,6 +14,8 @@ from qwen3_omni_jax.eval.predict import Answer, EnginePredictor, OmniPredictor
 
 from qwen3_omni_jax.cli import main
 
+pytestmark = pytest.mark.quick_to_compile
+
 
 class Parrot:
   """Answers 'A' to everything; counts what it is asked, and may die after some calls."""

@@ -7,6 +7,8 @@ import pytest
 from qwen3_omni_jax.infer.omni import Omni
 from qwen3_omni_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.quick_to_compile
+
 
 @pytest.fixture(scope='module')
 def conversations(samples):

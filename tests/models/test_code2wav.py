@@ -72,6 +72,11 @@ def stepper(cfg):
   return jax.jit(lambda params, codes, state: c2w.code2wav_step(params, cfg, codes, state))
 
 
+@functools.cache
+def empty_state(cfg, batch):
+  return jax.jit(lambda: c2w.init_state(cfg, batch))()
+
+
 @CONFIGS
 def test_wave_equals_the_reference(cfg):
   module, params = code2wav_pair(cfg, seed=0)
@@ -115,7 +120,7 @@ def test_chunks_of_random_sizes_equal_the_whole():
   params, codes = slim_params(), random_codes(SLIM, 1, 700)
   sizes = [35] * 17 + [4] * 20 + [1] * 25
   np.random.default_rng(5).shuffle(sizes)
-  state, waves, start = c2w.init_state(SLIM, 1), [], 0
+  state, waves, start = empty_state(SLIM, 1), [], 0
   for size in sizes:
     wave, state = stepper(SLIM)(params, codes[:, start : start + size], state)
     waves.append(wave)
@@ -140,8 +145,8 @@ def test_codes_after_a_row_ends_do_not_change_it():
 def test_a_restarted_row_is_a_new_stream_and_leaves_the_others_alone():
   params, first, second = slim_params(), random_codes(SLIM, 2, 12), random_codes(SLIM, 2, 12, seed=2)
   lead = c2w.lead_samples(SLIM)
-  wave, state = stepper(SLIM)(params, first, c2w.init_state(SLIM, 2))
-  after, _ = stepper(SLIM)(params, second, c2w.restart_rows(state, jnp.array([False, True])))
+  wave, state = stepper(SLIM)(params, first, empty_state(SLIM, 2))
+  after, _ = stepper(SLIM)(params, second, jax.jit(c2w.restart_rows)(state, np.array([False, True])))
   fresh = whole(SLIM)(params, second)[1]
   np.testing.assert_allclose(after[1, lead:], fresh, rtol=0, atol=TOLERANCE)
   joined = np.concatenate([wave[0, lead:], after[0]])

@@ -19,6 +19,8 @@ from qwen3_omni_jax.weights.verify import difference, verify
 
 from .folders import Tensors, fuse, odd_config, odd_dict, random_tensors, write
 
+pytestmark = pytest.mark.quick_to_compile
+
 BF16_RTOL = 2**-8  # rounding to 8 significant bits: at most 2**-9 of a value, and a little for the rounded maximum
 EXPERT = 'thinker.model.layers.2.mlp.experts.3.up_proj.weight'
 
