@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .media.audio import RATE_HZ, load_audio
-from .media.container import chosen_stream, open_container
+from .media.container import check_decodable, chosen_stream, open_container
 from .media.image import load_image
 from .media.source import Limits, name_of, read_bytes
 from .report import text
@@ -115,6 +115,7 @@ def _still(source: Any, root: pathlib.Path | None) -> np.ndarray:
     stream = chosen_stream(container, 'video')
     if stream is None:
       raise ValueError(f'{name}: no picture in it')
+    check_decodable(stream, name)
     if stream.width * stream.height > LIMITS.video_pixels:
       raise ValueError(f'{name}: {stream.width} × {stream.height} pixels a frame')
     if container.duration:

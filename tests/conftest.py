@@ -32,12 +32,8 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 @pytest.fixture(scope='module', autouse=True)
 def _programs_of_one_module(request):
-  """Compiles as the module's marks say, and drops its programs: each is mapped memory, of which Linux allows 65,530 pieces.
-
-  Figures that are published are those of programs as they are released.
-  """
-  quick = request.node.get_closest_marker('quick_to_compile') and not request.config.getoption('--parity-report')
-  with quick_to_compile() if quick else contextlib.nullcontext():
+  """Compiles as the module's marks say, and drops its programs: each is mapped memory, of which Linux allows 65,530 pieces."""
+  with quick_to_compile() if request.node.get_closest_marker('quick_to_compile') else contextlib.nullcontext():
     yield
   jax.clear_caches()
 

@@ -77,7 +77,7 @@ class Recipe:
 def from_data(cls: type[T], data: Any, where: str = '') -> T:
   """An instance of a dataclass from plain data. Raises ValueError listing every unknown key and every value that does not fit."""
   problems: list[str] = []
-  built = _convert(cls, data, where, problems)
+  built: Any = _convert(cls, data, where, problems)
   if problems:
     raise ValueError('\n  '.join([f'{len(problems)} mistakes in the configuration:', *problems]))
   return built

@@ -16,8 +16,6 @@ from qwen3_omni_jax.infer.sampling import Sampling
 from qwen3_omni_jax.media.audio import audio_tokens, log_mel
 from qwen3_omni_jax.media.inputs import Audio, ModelInputs
 
-pytestmark = pytest.mark.quick_to_compile
-
 
 @pytest.fixture(scope='module')
 def omni(tiny_folder):

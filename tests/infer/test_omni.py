@@ -10,8 +10,6 @@ from qwen3_omni_jax.infer.reply import split_reasoning
 from qwen3_omni_jax.infer.sampling import Sampling
 from qwen3_omni_jax.infer.settings import GenerationDefaults
 
-pytestmark = pytest.mark.quick_to_compile
-
 
 @pytest.fixture(scope='module')
 def omni(tiny_folder):

@@ -8,8 +8,6 @@ from qwen3_omni_jax.infer.sampling import Sampling
 from tests.parity import report
 from tests.parity.conftest import with_their_pixels
 
-pytestmark = pytest.mark.quick_to_compile
-
 TOKENS = 64
 
 

@@ -11,8 +11,6 @@ from tests.parity import report
 from tests.parity.conftest import with_their_pixels
 from tests.reference import split_rows
 
-pytestmark = pytest.mark.quick_to_compile
-
 BOUND = 5e-5  # of the largest magnitude: float32 sums of up to a few thousand terms in another order
 CASES = ('two audios, padded', 'audio over 30 s', 'two images', 'audio in video', 'mixed, several turns')
 

@@ -8,8 +8,6 @@ from qwen3_omni_jax.infer.talker_inputs import thinker_rows
 from qwen3_omni_jax.models.talker import code_logits, talker_forward, talker_prompt
 from tests.parity import report
 
-pytestmark = pytest.mark.quick_to_compile
-
 BOUND = 5e-5  # of the largest magnitude: float32 sums in another order
 FRAMES, TOKENS = 64, 10
 SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ('one audio', 'two images')]
