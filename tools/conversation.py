@@ -76,7 +76,7 @@ def read_conversation(path: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     data = data['messages']
   if not isinstance(data, list):
     raise ValueError(f'{path}: expected a list of messages, found {type(data).__name__}')
-  return _from_folder(data, file.parent), extra
+  return _from_folder(data, file.parent.absolute()), extra
 
 
 def _from_folder(messages: list[Any], folder: pathlib.Path) -> list[Any]:
