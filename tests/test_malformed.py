@@ -2,7 +2,6 @@
 
 import base64
 import json
-import pathlib
 import resource
 import shutil
 import struct
@@ -36,7 +35,7 @@ class Careful:
       result = run()
     except ValueError as e:
       assert name in str(e), f'the error does not name {name}: {e}'
-      assert len(str(e)) < 4000
+      assert len(str(e)) < 8000  # a line for each missing tensor of a shard, and why
       self.refused += 1
     else:
       assert harmless, f'{name} was accepted'
@@ -305,7 +304,7 @@ def test_weights(careful, tiny_folder, tmp_path):
     (folder / shard).unlink()
     if content is not None:
       (folder / shard).write_bytes(content)
-    careful(str(pathlib.Path(folder.name) / shard), lambda folder=folder: load_params(folder) and None)
+    careful(shard, lambda folder=folder: load_params(folder) and None)
 
 
 def test_there_are_enough_of_them():
