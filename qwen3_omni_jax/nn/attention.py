@@ -64,13 +64,14 @@ def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window:
   q = q * jnp.asarray(H**-0.5, q.dtype)
   if backend == 'splash':
     return splash_attention(kernel, q, k, v, query[0], key[0])
+  segment = query[0]
   if backend != 'dense':  # masks are then built where they are used, in the backward pass and in a branch not taken too
     q, query, key = tie_to(q, query, key)
   groups = lambda q: q.reshape(B, T, K, N // K, H)
   masked = lambda q, k, v: cudnn_attention(q, k, v, mask_fn(query, key))
   in_blocks = lambda q, k, v: blockwise(mask_fn, groups(q), k, v, query, key).reshape(B, T, N, H)
   if backend == 'cudnn' and aligned and window is None and T == k.shape[1]:
-    return cudnn_causal(q, k, v, query[0], masked if T * T <= CUDNN_SCORES else in_blocks)
+    return cudnn_causal(q, k, v, segment, masked if T * T <= CUDNN_SCORES else in_blocks)
   if backend == 'cudnn':
     return masked(q, k, v)
   if backend == 'dense':
