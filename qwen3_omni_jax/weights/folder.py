@@ -27,7 +27,7 @@ class Folder:
   index: bytes | None
 
 
-ABSENT = 'listed_but_not_there'  # the kind of note that tells where a missing tensor should be
+ABSENT = 'listed_but_not_there'  # the kind of note that tells in which shards missing tensors should be
 
 
 def read_folder(folder: pathlib.Path) -> Folder:
@@ -59,7 +59,7 @@ def read_folder(folder: pathlib.Path) -> Folder:
     'elsewhere_in_the_index': [
       f'{t}: in {s.path.name}, the index says {said[t]}' for t, s in tensors.items() if t in said and said[t] != s.path.name
     ],
-    ABSENT: [f'{t}: the index says {file}, {_why(file, shards, broken)}' for t, file in said.items() if t not in tensors],
+    ABSENT: _absent({t: file for t, file in said.items() if t not in tensors}, shards, broken),
     'present_twice': twice,
   }
   beside = {
@@ -101,8 +101,14 @@ def _open(folder: pathlib.Path) -> tuple[dict[str, Shard], dict[str, ValueError]
   return shards, broken
 
 
-def _why(file: str, shards: dict[str, Shard], broken: dict[str, ValueError]) -> str:
-  return 'which does not hold it' if file in shards else 'which cannot be read' if file in broken else 'which does not exist'
+def _absent(listed: dict[str, str], shards: dict[str, Shard], broken: dict[str, ValueError]) -> list[str]:
+  """A line for each shard that an index lists tensors in which it does not hold. listed: {tensor: shard}."""
+  tensors: dict[str, list[str]] = {}
+  for tensor, file in listed.items():
+    tensors.setdefault(file, []).append(tensor)
+  why = lambda file: 'does not hold them' if file in shards else 'cannot be read' if file in broken else 'does not exist'
+  others = lambda names: f' and {len(names) - 1} more' if len(names) > 1 else ''
+  return [f'{file}, which {why(file)}: {names[0]}{others(names)}' for file, names in tensors.items()]
 
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:

@@ -100,8 +100,8 @@ STALE = {  # what is done to a folder, and what is said
   'a tensor that is nowhere': (
     edited(**{'talker.codec_head.weight': S1, 'mtp.norm': 'mtp.safetensors'}),
     '  2 listed but not there:\n'
-    f'    talker.codec_head.weight: the index says {S1}, which does not hold it\n'
-    '    mtp.norm: the index says mtp.safetensors, which does not exist',
+    f'    {S1}, which does not hold them: talker.codec_head.weight\n'
+    '    mtp.safetensors, which does not exist: mtp.norm',
   ),
   'a copy in a shard that it does not list': (
     copied(NORM, listed=False),
@@ -176,7 +176,7 @@ def test_what_no_shard_holds_is_missing_with_the_place_where_it_should_be(good, 
   with pytest.raises(ValueError) as caught:
     load_params(folder)
   assert ' missing:\n' in str(caught.value) and f'{NORM}\n' in str(caught.value)
-  assert f'{NORM}: the index says {S2}, which does not exist' in str(caught.value)
+  assert f'{S2}, which does not exist: ' in str(caught.value)
   assert EMBED not in str(caught.value)
 
 

@@ -53,8 +53,8 @@ def test_a_broken_shard_is_told_beside_what_the_others_hold(tensors, tmp_path):
   summary = summarise(folder)
   assert isinstance(summary, Summary) and set(summary.problems) == {'broken', 'missing', 'listed_but_not_there'}
   assert [f'{shard}: ' in text for text in summary.problems['broken']] == [True]
-  why = {text.split(', ')[1] for text in summary.problems['listed_but_not_there']}
-  assert why == {'which cannot be read', 'which does not exist'}
+  why = {text.split(': ')[0] for text in summary.problems['listed_but_not_there']}
+  assert why == {f'{shard.name}, which cannot be read', f'{other.name}, which does not exist'}
   assert summary.total.tensors == len(tensors) - len(summary.problems['missing']) > 0
 
 
