@@ -236,23 +236,13 @@ def _pieces(whole: Example, length: int, processor: Processor) -> Iterator[Examp
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """From what a source gives to what a lane packs, run by Grain's threads or worker processes.
-
-  {'record', 'id'} becomes {'examples', 'id', 'source'}; what fails, for whatever reason, becomes {'error', 'id', 'source'}.
-  """
+  """How the records of a source are read."""
 
   source: str
   rules: Rules
   processor: Processor
   special: SpecialIds
 
-  def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-    name = {'id': item['id'], 'source': self.source}
-    if 'error' in item:
-      return {'error': item['error']} | name
-    try:
-      return {'examples': read_record(item['record'], self.rules, self.processor, self.special)} | name
-    except ValueError as e:
-      return {'error': str(e)} | name
-    except Exception as e:  # decoders of damaged media raise what they like; one record must not end the job
-      return {'error': f'{type(e).__name__}: {e}'} | name
+  def read(self, record: dict[str, Any]) -> list[Example]:
+    """As read_record."""
+    return read_record(record, self.rules, self.processor, self.special)

@@ -30,7 +30,7 @@ from .adapter import write_adapter
 from .batch import KINDS
 from .checkpoint import Checkpoints, merged_over_processes
 from .config import to_data
-from .data import make_loader, merge_states
+from .data import make_loader
 from .feed import Feed, process_shard
 from .metrics import Metrics
 from .run_config import Run
@@ -87,7 +87,7 @@ def train(run: Run) -> TrainState:
   def save() -> None:
     metrics.flush()  # a run that is killed after the checkpoint does not repeat this step
     started = time.perf_counter()
-    checkpoints.save(state, roles, merged_over_processes(loader.get_state(), merge_states), to_data(run))
+    checkpoints.save(state, roles, merged_over_processes(loader.get_state(), loader.merge), to_data(run))
     metrics.add_time('checkpoint_s', time.perf_counter() - started)
 
   saved = done if data_state is not None else -1

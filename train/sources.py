@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .contents import contents_fingerprint
+
 MAX_RECORD_BYTES = 2**30  # of one record as stored: what a worker may have to hold
 MAX_MEMBERS = 20_000_000  # of one tar file; the index takes some 230 bytes of memory for each
 _BLOCK = 2**24
@@ -233,10 +235,7 @@ FORMATS: dict[str, type[Shard]] = {
 
 
 class Source:
-  """Every record of one or more files, in the order of their names. Random access for Grain; failures come back as values.
-
-  `[i]` -> {'record': dict, 'id': str}, or {'error': reason, 'id': str}: a record that cannot be read must not end the job.
-  """
+  """Every record of one or more files, in the order of their names."""
 
   def __init__(self, shards: Sequence[Shard], pattern: str):
     self.shards = list(shards)
@@ -246,18 +245,23 @@ class Source:
   def __len__(self) -> int:
     return self.ends[-1]
 
-  def __repr__(self) -> str:  # Grain compares pipelines by it
-    return f'Source({self.pattern!r}, {len(self)} records)'
+  def read(self, index: int) -> dict[str, Any]:
+    """The raw record, as the file has it. Raises ValueError, OSError, or what its reader makes of a damaged file."""
+    shard, at = self._place(index)
+    return shard.read(at)
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
+  def name(self, index: int) -> str:
+    """The record's id, for messages and logs."""
+    shard, at = self._place(index)
+    return shard.name(at)
+
+  def fingerprint(self) -> str:
+    """Of the contents: the sizes of all files, and samples from all over them. Paths and times do not count."""
+    return contents_fingerprint([shard.path for shard in self.shards])
+
+  def _place(self, index: int) -> tuple[Shard, int]:
     number = bisect.bisect_right(self.ends, index)
-    shard, at = self.shards[number], index - (self.ends[number - 1] if number else 0)
-    try:
-      return {'record': shard.read(at), 'id': shard.name(at)}
-    except ValueError as e:
-      return {'error': str(e), 'id': shard.name(at)}
-    except Exception as e:  # whatever a damaged file makes its reader raise
-      return {'error': f'{type(e).__name__}: {e}', 'id': shard.name(at)}
+    return self.shards[number], index - (self.ends[number - 1] if number else 0)
 
 
 def open_source(pattern: str | pathlib.Path) -> Source:

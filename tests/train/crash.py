@@ -83,7 +83,7 @@ def check_every_record_once(out: pathlib.Path, step: int) -> int:
   """Up to that step, of which there is a checkpoint, the run saw each record that its lanes took from their streams once, but for
   those that still wait to be packed. Returns how many it saw. Raises AssertionError."""
   from qwen3_omni_jax.train.config import read
-  from qwen3_omni_jax.train.data import example_stream
+  from qwen3_omni_jax.train.data import ExampleStream
   from qwen3_omni_jax.train.run_config import Run
 
   from qwen3_omni_jax.media.processor import Processor
@@ -92,9 +92,9 @@ def check_every_record_once(out: pathlib.Path, step: int) -> int:
   state = json.loads((out / 'checkpoints' / str(step) / 'data' / 'metadata').read_text())
   expected: collections.Counter = collections.Counter()
   for lane, at in state['lanes'].items():
-    stream = example_stream(run.data, Processor.from_folder(pathlib.Path(run.model)), int(lane))
-    waiting = {record for record, _ in at['waiting']}
-    expected.update(stream[k]['id'] for k in range(at['taken']) if k not in waiting)
+    stream = ExampleStream(run.data, Processor.from_folder(pathlib.Path(run.model)), int(lane))
+    waiting = {record for _, record, _ in at['waiting']}
+    expected.update(stream[k].id for k in range(at['taken'][0]) if k not in waiting)
   files = [out / 'metrics.jsonl', *out.glob('records-*.jsonl')]  # of the first process, and of the others
   every = [line for file in files for line in json_lines(file) if line['step'] <= step]
   seen = collections.Counter(name for line in every for _, name in line['ids'])

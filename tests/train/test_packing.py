@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from qwen3_omni_jax.train.data import Loader, example_stream
+from qwen3_omni_jax.train.data import ExampleStream, Loader
 from qwen3_omni_jax.train.packing import Bins, ExampleSize, LaneShape, PlacedExample, assemble_batch
 from qwen3_omni_jax.train.records import KINDS
 
@@ -32,8 +32,8 @@ def setting(tiny_folder, samples, tmp_path_factory):
   path = write_jsonl(tmp_path_factory.mktemp('packing') / 'records.jsonl', chat_records(samples))
   processor = Processor.from_folder(tiny_folder)
   params = load_params(tiny_folder, processor.cfg, dtype='float32', parts=('audio', 'vision', 'thinker'))
-  stream = example_stream(small_config(path, root, shuffle=False), processor)
-  examples = [stream[k]['examples'][0] for k in (0, 1, 2, 3, 4)]
+  stream = ExampleStream(small_config(path, root, shuffle=False), processor)
+  examples = [stream[k].examples[0] for k in (0, 1, 2, 3, 4)]
   assert {KINDS[example.kind] for example in examples} == {'text', 'audio', 'image', 'mixed'}
   shape = LaneShape(rows=1, length=768, audio_rows=2, chunks=8, visual_rows=1, patches=1024)
   return processor.cfg.thinker, jax.tree.map(jnp.asarray, params), examples, shape
@@ -142,8 +142,8 @@ def test_a_long_document_is_cut_between_words_and_nothing_is_lost(tiny_folder, s
   cfg = small_config(path, samples['image'].parent, length=200, rows=1, buffer=20, epochs=1)
   source = cfg.sources[0].__class__(path=str(path), form='document', media_root=str(samples['image'].parent))
   cfg = cfg.__class__(**{**vars(cfg), 'sources': (source,)})
-  pieces = example_stream(cfg, processor)[0]['examples']
-  whole = example_stream(cfg.__class__(**{**vars(cfg), 'length': 4096}), processor)[0]['examples'][0]
+  pieces = ExampleStream(cfg, processor)[0].examples
+  whole = ExampleStream(cfg.__class__(**{**vars(cfg), 'length': 4096}), processor)[0].examples[0]
   assert len(pieces) > 3 and max(len(p.learn) for p in pieces) <= 200
   np.testing.assert_array_equal(np.concatenate([p.inputs.ids for p in pieces]), whole.inputs.ids)
   assert [len(p.inputs.visuals) for p in pieces].count(1) == 1

@@ -73,7 +73,7 @@ def test_every_kind_of_file_gives_the_same_examples(tiny_folder, tmp_path, pictu
   for name in ('a.jsonl', 'b.parquet', 'c.array_record', 'd.tar'):
     source = pickle.loads(pickle.dumps(open_source(tmp_path / name)))  # as a worker process gets it
     assert len(source) == 5
-    found[name] = [read_record(source[i]['record'], Rules(), processor, special)[0] for i in (4, 0, 3, 1, 2)]
+    found[name] = [read_record(source.read(i), Rules(), processor, special)[0] for i in (4, 0, 3, 1, 2)]
   for name, examples in found.items():
     for mine, expected in zip(examples, found['a.jsonl'], strict=True):
       np.testing.assert_array_equal(mine.inputs.ids, expected.inputs.ids, err_msg=name)
@@ -103,7 +103,7 @@ def test_media_of_the_lists_have_keys_as_parts_of_messages_have(tiny_folder, tmp
   processor = Processor.from_folder(tiny_folder)
   special = SpecialIds.of(processor.cfg, processor.tokenizer)
   source = open_source(tmp_path / 'a.tar')
-  (got,) = read_record(source[0]['record'], Rules(), processor, special)
+  (got,) = read_record(source.read(0), Rules(), processor, special)
   data = small.getvalue()
   parts = [{'type': 'image', 'image': data, 'max_pixels': 20_000}, {'type': 'video', 'video': [data, data], 'sample_fps': 4}]
   want = processor([{'role': 'user', 'content': parts}, {'role': 'assistant', 'content': 'y'}], add_generation_prompt=False)
@@ -111,35 +111,39 @@ def test_media_of_the_lists_have_keys_as_parts_of_messages_have(tiny_folder, tmp
   np.testing.assert_array_equal(got.inputs.positions, want.positions)
   assert np.prod(got.inputs.visuals[0].grid) * 256 <= 20_000
   with pytest.raises(ValueError, match=r"images\[0\]: unknown keys 'max_pixel'; known are resized_height"):
-    read_record(source[1]['record'], Rules(), processor, special)
+    read_record(source.read(1), Rules(), processor, special)
 
 
 def test_several_files_are_one_source_in_the_order_of_their_names(tmp_path):
   for name, number in (('b', 2), ('a', 3)):
     write_jsonl(tmp_path / f'{name}.jsonl', [{'text': f'{name}{i}'} for i in range(number)])
   source = open_source(tmp_path / '*.jsonl')
-  assert [source[i]['id'] for i in range(len(source))] == ['a.jsonl:1', 'a.jsonl:2', 'a.jsonl:3', 'b.jsonl:1', 'b.jsonl:2']
+  assert [source.name(i) for i in range(len(source))] == ['a.jsonl:1', 'a.jsonl:2', 'a.jsonl:3', 'b.jsonl:1', 'b.jsonl:2']
 
 
 def test_blank_lines_are_no_records_and_the_last_line_needs_no_end(tmp_path):
   (tmp_path / 'a.jsonl').write_text('\n{"text": "x"}\n\n{"text": "é"}')
   source = open_source(tmp_path / 'a.jsonl')
-  assert [source[i] for i in range(len(source))] == [
-    {'record': {'text': 'x'}, 'id': 'a.jsonl:2'},
-    {'record': {'text': 'é'}, 'id': 'a.jsonl:4'},
+  assert [(source.read(i), source.name(i)) for i in range(len(source))] == [
+    ({'text': 'x'}, 'a.jsonl:2'),
+    ({'text': 'é'}, 'a.jsonl:4'),
   ]
 
 
 def test_what_is_damaged_fails_alone(tmp_path, picture):
   write_tar(tmp_path / 'a.tar', {'1.png': picture, '2.json': b'[1]', '3.json': b'{"text": "x"}'})
   items = open_source(tmp_path / 'a.tar')
-  assert 'no 1.json in it' in items[0]['error']
-  assert 'expected a JSON object, found list' in items[1]['error']
-  assert items[2]['record'] == {'text': 'x'}
+  with pytest.raises(ValueError, match='no 1.json in it'):
+    items.read(0)
+  with pytest.raises(ValueError, match='expected a JSON object, found list'):
+    items.read(1)
+  assert items.read(2) == {'text': 'x'}
   write_jsonl(tmp_path / 'b.jsonl', [{'text': 'x'}, {'text': 'y' * 100}])
   items = open_source(tmp_path / 'b.jsonl')
   (tmp_path / 'b.jsonl').write_bytes((tmp_path / 'b.jsonl').read_bytes()[:60])
-  assert items[0]['record'] == {'text': 'x'} and 'has it changed' in items[1]['error']
+  assert items.read(0) == {'text': 'x'}
+  with pytest.raises(ValueError, match='has it changed'):
+    items.read(1)
 
 
 @pytest.mark.parametrize(
