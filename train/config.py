@@ -21,13 +21,15 @@ T = TypeVar('T')
 
 @dataclasses.dataclass(frozen=True)
 class Optimiser:
-  """name: adamw, adafactor or muon. schedule: cosine, linear or constant, from the end of `warmup` steps to `final` times the
-  highest rate at the last step. clip: largest norm of the whole gradient; 0 for no clipping. dtype: of the first moment."""
+  """name: adamw, adafactor or muon. schedule: constant, cosine, linear or wsd, from the end of `warmup` steps to `final` times
+  the highest rate at the last step; wsd (warm-up, stable, decay) keeps the highest until the share `decay` of all steps is left
+  and then falls linearly. clip: largest norm of the whole gradient; 0 for no clipping. dtype: of the first moment."""
 
   name: Literal['adamw', 'adafactor', 'muon'] = 'adamw'
-  schedule: Literal['cosine', 'linear', 'constant'] = 'cosine'
+  schedule: Literal['cosine', 'linear', 'constant', 'wsd'] = 'cosine'
   warmup: int = 100
   final: float = 0.1
+  decay: float = 0.2
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8

@@ -1,9 +1,12 @@
-"""How gradients become updates: optax gives the direction, each parameter's part its learning rate and weight decay.
+"""How gradients become updates: one optax chain, clip -> direction -> weight decay and learning rate of each part.
 
-    parameter -= lr(part, step) * (update + weight_decay(part) * parameter)
+    parameter += -lr(part, step) * (direction + weight_decay(part) * parameter)
 
-The learning rate is applied here, not by optax, so that it follows the run's step count also when a step was skipped, and so that
-one optimiser state serves parts with different rates.
+The rate follows the run's step count, which also counts skipped steps; the chain is told it (`update(..., step=)`). Apart from
+moments and the counts of their bias correction the chain has no state, so what is saved does not depend on how parts are divided.
+
+Non-finite and spiking steps are left out around the chain (step.py) and not by optax.apply_if_finite, which takes a non-finite
+update after all once there were enough of them, sees neither the loss nor the averages, and knows no spikes.
 """
 
 import math
@@ -11,39 +14,71 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from optax import contrib
 
 from qwen3_omni_jax.nn.int8 import summed_axes
 from qwen3_omni_jax.nn.params import Param
-from qwen3_omni_jax.shapes import Array, Float, Int
 
 from .config import Optimiser
+from .stages import Part
 
 _MUON_RMS = 0.2  # of a step's entries, as Adam's are about; from "Muon is scalable for LLM training", section 2.2
 
 
-def make_transform(cfg: Optimiser, specs: Mapping[str, Param]) -> optax.GradientTransformation:
-  """The optax transformation, without the learning rate. specs: of the trainable parameters, by path."""
+def make_optimiser(
+  cfg: Optimiser, steps: int, specs: Mapping[str, Param], parts: Mapping[str, Part]
+) -> optax.GradientTransformationExtraArgs:
+  """The optax chain; its `update` takes the run's step as `step`. specs, parts: of the trainable parameters, by path."""
+  clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
+  return optax.named_chain(('clip', clip), *_directions(cfg, specs), ('rate', _rates(cfg, steps, specs, parts)))
+
+
+def _directions(cfg: Optimiser, specs: Mapping[str, Param]) -> list[tuple[str, optax.GradientTransformation]]:
+  """What has moments, by the name under which they are saved."""
   adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.dtype)
   if cfg.name == 'adamw':
-    return adam
+    return [('adam', adam)]
   if cfg.name == 'adafactor':
-    return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
-  if cfg.name != 'muon':
-    raise ValueError(f'optimiser.name {cfg.name!r}: expected adamw, adafactor or muon')
+    return [('adafactor', optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)))]
   axes = {path: _matrix_axes(path, param) for path, param in specs.items()}
-  labels = {path: 'adam' if axes[path] is None else 'muon' for path in specs}
   scales = {path: _muon_scale(param, axes[path]) for path, param in specs.items()}
-  masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
-  dimensions: Any = lambda params: {path: p if masked(p) else axes[path] for path, p in params.items()}
-  scaled: Any = lambda updates, _: {path: u if masked(u) else u * scales[path] for path, u in updates.items()}
+  hidden = lambda leaf: isinstance(leaf, optax.MaskedNode)
+  dimensions: Any = lambda params: {path: p if hidden(p) else axes[path] for path, p in params.items()}
+  scaled: Any = lambda updates, _: {path: u if hidden(u) else u * scales[path] for path, u in updates.items()}
   orthogonal = optax.chain(
     contrib.scale_by_muon(beta=cfg.b2, mu_dtype=cfg.dtype, weight_dimension_numbers=dimensions),
     optax.stateless(scaled),
   )
-  return optax.partition({'adam': adam, 'muon': orthogonal}, labels)
+  return [
+    ('adam', optax.masked(adam, {path: axes[path] is None for path in specs})),
+    ('muon', optax.masked(orthogonal, {path: axes[path] is not None for path in specs})),
+  ]
+
+
+def _rates(
+  cfg: Optimiser, steps: int, specs: Mapping[str, Param], parts: Mapping[str, Part]
+) -> optax.GradientTransformationExtraArgs:
+  """Weight decay of matrices (not of norms and biases) and the learning rate, by part."""
+  numbers = {part: i for i, part in enumerate(dict.fromkeys(parts.values()))}
+  decays = {path: specs[path].init == 'normal' and bool(part.weight_decay) for path, part in parts.items()}
+  label = lambda part, decayed: f'{numbers[part]}{" decayed" if decayed else ""}'
+  transforms = {}
+  for part in numbers:
+    rate = _scale_by_rate(make_schedule(cfg, steps, part), part.lr)
+    transforms[label(part, False)] = rate
+    transforms[label(part, True)] = optax.chain(optax.add_decayed_weights(part.weight_decay), rate)
+  return optax.partition(transforms, {path: label(part, decays[path]) for path, part in parts.items()})
+
+
+def _scale_by_rate(schedule: optax.Schedule, highest: float) -> optax.GradientTransformationExtraArgs:
+  """Without a count of its own, unlike optax.scale_by_learning_rate."""
+
+  def update(updates, state, params=None, *, step, **_):
+    rate = -highest * schedule(step)
+    return jax.tree.map(lambda u: rate * u, updates), state
+
+  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _matrix_axes(path: str, param: Param) -> Any:
@@ -64,22 +99,42 @@ def _muon_scale(param: Param, axes: Any) -> float:
   return _MUON_RMS * math.sqrt(max(math.prod(param.shape[a] for a in side) for side in (axes.reduction_axis, axes.output_axis)))
 
 
-def lr_factor(cfg: Optimiser, steps: int, step: Int[Array, '']) -> Float[Array, '']:
-  """Learning rate at a step, as a share of the highest: up to 1 in `warmup` steps, then down to `final` at the last."""
-  at = step.astype(jnp.float32)
-  warm = jnp.minimum((at + 1) / max(cfg.warmup, 1), 1.0)
-  done = jnp.clip((at - cfg.warmup) / max(steps - cfg.warmup - 1, 1), 0.0, 1.0)
-  if cfg.schedule == 'cosine':
-    left = 0.5 * (1 + jnp.cos(jnp.pi * done))
-  elif cfg.schedule == 'linear':
-    left = 1 - done
-  elif cfg.schedule == 'constant':
-    return warm
+def make_schedule(cfg: Optimiser, steps: int, part: Part | None = None) -> optax.Schedule:
+  """Learning rate at a step, as a share of the highest: up to 1 in `warmup` steps, then to `final` at the last of `steps`.
+
+  part: what it says of its own schedule goes before what the optimiser says.
+  """
+  own = lambda name: getattr(cfg, name) if part is None or getattr(part, name) is None else getattr(part, name)
+  kind, warmup, final = own('schedule'), own('warmup'), own('final')
+  left = max(steps - warmup - 1, 1)
+  if kind == 'cosine':
+    after = optax.cosine_decay_schedule(1.0, left, alpha=final)
+  elif kind == 'linear':
+    after = optax.linear_schedule(1.0, final, left)
+  elif kind == 'wsd':
+    decay = min(max(round(own('decay') * steps), 1), left)
+    after = optax.linear_schedule(1.0, final, decay, transition_begin=left - decay)
   else:
-    raise ValueError(f'optimiser.schedule {cfg.schedule!r}: expected cosine, linear or constant')
-  return warm * (cfg.final + (1 - cfg.final) * left)
+    after = optax.constant_schedule(1.0)
+  if warmup < 2:  # the first step has the whole rate
+    return optax.join_schedules([optax.constant_schedule(1.0), after], [warmup])
+  return optax.join_schedules([optax.linear_schedule(1 / warmup, 1.0, warmup - 1), after], [warmup])
 
 
-def global_norm(tree) -> Float[Array, '']:
-  """Square root of the sum of all squares, float32."""
-  return jnp.sqrt(sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(tree)))
+def moments_by_name(state: optax.OptState) -> dict[str, Any]:
+  """{'adam/mu/PATH': leaf, 'adam/count': …} of a state of the chain (arrays, shapes or shardings).
+
+  Names hold that of the chain's member, of the moment and of the parameter; not where they lie in optax's tuples.
+  """
+  named = {}
+  for at, leaf in jax.tree_util.tree_leaves_with_path(state):
+    name = moment_name(at)
+    assert name not in named, name
+    named[name] = leaf
+  return named
+
+
+def moment_name(at: tuple) -> str:
+  """Of the leaf at a key path of the chain's state."""
+  words = [str(key.key) if isinstance(key, jax.tree_util.DictKey) else getattr(key, 'name', '') for key in at]
+  return '/'.join(word for word in words if word and not word.startswith('inner_state'))

@@ -7,6 +7,7 @@ part of the list whose pattern matches a path (from its beginning) decides; a pa
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from qwen3_omni_jax.nn.params import Param
 
@@ -14,11 +15,15 @@ from qwen3_omni_jax.nn.params import Param
 @dataclasses.dataclass(frozen=True)
 class Part:
   """A group of parameters. lr: highest learning rate; 0 freezes. weight_decay: of matrices (norms and biases have none), per
-  unit of learning rate, as in AdamW."""
+  unit of learning rate, as in AdamW. schedule, warmup, final, decay: of this part; None takes the optimiser's."""
 
   pattern: str
   lr: float
   weight_decay: float = 0.0
+  schedule: Literal['cosine', 'linear', 'constant', 'wsd'] | None = None
+  warmup: int | None = None
+  final: float | None = None
+  decay: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from qwen3_omni_jax.shapes import Array, Float, Int, Params
 from qwen3_omni_jax.sharding import param_shardings, partition
 
 from .config import Recipe
-from .optimiser import make_transform
+from .optimiser import make_optimiser
 from .stages import LoraPart, Part, match_lora, match_parts
 
 PARTS = ('audio', 'vision', 'thinker')  # what training reads and writes; the Talker's parts stay where they are
@@ -138,7 +138,7 @@ def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, see
     trainable = {path: widen(everything.pop(path)) for path in roles.trainable}
     # optax is not written for strict promotion
     with jax.numpy_dtype_promotion('standard'):
-      optimiser = jax.jit(make_transform(recipe.optimiser, roles.trainable_specs).init, out_shardings=cuts.optimiser)(trainable)
+      optimiser = jax.jit(build_optimiser(recipe, roles).init, out_shardings=cuts.optimiser)(trainable)
     copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=cuts.trainable)
     zero = jax.device_put(jnp.int32(0), cuts.step)
     return TrainState(zero, trainable, everything, optimiser, copy(trainable) if recipe.step.ema else None, jnp.copy(zero))
@@ -156,7 +156,7 @@ def _abstract(cfg: OmniConfig, recipe: Recipe, frozen_dtype) -> TrainState:
   trainable = {path: jax.ShapeDtypeStruct(param.shape, jnp.float32) for path, param in roles.trainable_specs.items()}
   frozen = {path: jax.ShapeDtypeStruct(roles.specs[path].shape, frozen_dtype) for path in roles.frozen}
   with jax.numpy_dtype_promotion('standard'):
-    optimiser = jax.eval_shape(make_transform(recipe.optimiser, roles.trainable_specs).init, trainable)
+    optimiser = jax.eval_shape(build_optimiser(recipe, roles).init, trainable)
   count = jax.ShapeDtypeStruct((), jnp.int32)
   return TrainState(count, trainable, frozen, optimiser, dict(trainable) if recipe.step.ema else None, count)
 
@@ -193,5 +193,5 @@ def load_shardings(cfg: OmniConfig, mesh) -> Params:
   return param_shardings({part: whole[part] for part in PARTS}, mesh)
 
 
-def build_optimiser(cfg: OmniConfig, recipe: Recipe) -> optax.GradientTransformation:
-  return make_transform(recipe.optimiser, assign_roles(cfg, recipe).trainable_specs)
+def build_optimiser(recipe: Recipe, roles: Roles) -> optax.GradientTransformationExtraArgs:
+  return make_optimiser(recipe.optimiser, recipe.steps, roles.trainable_specs, roles.trainable)

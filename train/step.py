@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_omni_jax.config import OmniConfig
@@ -21,8 +22,8 @@ from qwen3_omni_jax.sharding import batch_axes, current_mesh, length_axis, parti
 from .batch import KINDS, TrainBatch
 from .config import Recipe
 from .losses import balance_loss, busiest_expert, by_kind, router_sums, token_losses, z_loss
-from .optimiser import global_norm, lr_factor, make_transform
-from .state import Roles, TrainState, assign_roles, merge_params, state_shardings
+from .optimiser import make_schedule
+from .state import Roles, TrainState, assign_roles, build_optimiser, merge_params, state_shardings
 
 Metrics = dict[str, Array]
 
@@ -105,30 +106,28 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
   far), tokens, weight, and cross_entropy and weight by kind of record.
   """
   roles = assign_roles(cfg, recipe)
-  transform = make_transform(recipe.optimiser, roles.trainable_specs)
+  optimiser, schedule = build_optimiser(recipe, roles), make_schedule(recipe.optimiser, recipe.steps)
   sums_fn = functools.partial(loss_sums, cfg=cfg, recipe=recipe, roles=roles)
 
   def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
     grads, sums = _gradients(sums_fn, state, batch, recipe, roles)
     weight = jnp.where(sums['weight'] > 0, sums['weight'], 1)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
-    grad_norm = global_norm(grads)
-    clipped = clip_by_norm(grads, grad_norm, recipe.optimiser.clip)
-    updates: Any
+    grad_norm = optax.tree.norm(grads)
     with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
-      updates, optimiser = transform.update(clipped, state.optimiser, state.trainable)
-    factor = lr_factor(recipe.optimiser, recipe.steps, state.step)
-    trainable = {path: apply_update(state.trainable[path], updates[path], factor, path, roles) for path in state.trainable}
-    new = (trainable, optimiser, update_ema(state.ema, trainable, recipe.step.ema))
+      updates, moments = optimiser.update(grads, state.optimiser, state.trainable, step=state.step)
+      trainable = optax.apply_updates(state.trainable, updates)
+      rate = jnp.float32(schedule(state.step))
+    new = (trainable, moments, update_ema(state.ema, trainable, recipe.step.ema))
     old = (state.trainable, state.optimiser, state.ema)
     skipped = state.skipped
     if recipe.step.skip_nonfinite:
       finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums['total'])
       new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
       skipped = skipped + jnp.where(finite, 0, 1)
-    trainable, optimiser, ema = new
-    state = state.replace(step=state.step + 1, trainable=trainable, optimiser=optimiser, ema=ema, skipped=skipped)
-    return state, _metrics(sums, weight, grad_norm, factor, skipped)
+    trainable, moments, ema = new
+    state = state.replace(step=state.step + 1, trainable=trainable, optimiser=moments, ema=ema, skipped=skipped)
+    return state, _metrics(sums, weight, grad_norm, rate, skipped)
 
   return step
 
@@ -185,27 +184,14 @@ def batch_specs(batch: Any, mesh, stacked: bool = False) -> Any:
   return specs.replace(media=jax.tree.map(rows, batch.media), tokens=specs.tokens.replace(positions=place))
 
 
-def clip_by_norm(grads: dict[str, Array], grad_norm: Array, max_norm: float) -> dict[str, Array]:
-  if not max_norm:
-    return grads
-  factor = jnp.minimum(1.0, max_norm / jnp.maximum(grad_norm, 1e-12))
-  return {path: g * factor for path, g in grads.items()}
+def update_ema(ema: Params | None, trainable: Params, decay: float) -> Any:
+  """The averages after a step; None if there are none. (optax.ema averages updates, not parameters.)"""
+  return None if ema is None else optax.incremental_update(trainable, ema, 1 - decay)
 
 
-def apply_update(p: Array, update: Array, factor: Array, path: str, roles: Roles) -> Array:
-  """The parameter after an update. factor: share of the highest learning rate."""
-  part = roles.trainable[path]
-  decay = part.weight_decay if roles.specs[path].init == 'normal' else 0.0  # matrices alone
-  return p - factor * part.lr * (update.astype(jnp.float32) + decay * p)
-
-
-def update_ema(ema, trainable, decay: float):
-  return None if ema is None else {path: decay * ema[path] + (1 - decay) * p for path, p in trainable.items()}
-
-
-def _metrics(sums: Metrics, weight: Array, grad_norm: Array, factor: Array, skipped: Array) -> Metrics:
+def _metrics(sums: Metrics, weight: Array, grad_norm: Array, rate: Array, skipped: Array) -> Metrics:
   means = {name: sums[name] / weight for name in ('total', 'cross_entropy', 'balance', 'router_z', 'busiest') if name in sums}
-  metrics = {'loss': means.pop('total'), **means, 'grad_norm': grad_norm, 'rate': factor, 'skipped': skipped}
+  metrics = {'loss': means.pop('total'), **means, 'grad_norm': grad_norm, 'rate': rate, 'skipped': skipped}
   metrics |= {name: sums[name] for name in ('lost', 'tokens', 'weight') if name in sums}
   for i, kind in enumerate(KINDS):
     metrics[f'weight/{kind}'] = sums['weight_by_kind'][i]

@@ -1,5 +1,7 @@
 """Muon beside optax's own; schedules, clipping, averages and decay beside their formulas."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,10 @@ import optax
 import pytest
 from optax.contrib import MuonDimensionNumbers, muon
 from qwen3_omni_jax.train.config import Optimiser, Recipe
-from qwen3_omni_jax.train.optimiser import global_norm, lr_factor, make_transform
+from qwen3_omni_jax.train.optimiser import make_schedule, moments_by_name
 from qwen3_omni_jax.train.stages import LoraPart, Part
-from qwen3_omni_jax.train.state import assign_roles
-from qwen3_omni_jax.train.step import apply_update, clip_by_norm, update_ema
+from qwen3_omni_jax.train.state import assign_roles, build_optimiser
+from qwen3_omni_jax.train.step import update_ema
 
 from tests.train import batches
 
@@ -40,12 +42,12 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
   recipe = Recipe(
     parts=tuple(Part(f'{path}$', RATE, DECAY) for path in (*MATRICES, *OTHERS) if not path.startswith('lora/')),
     lora=(LoraPart('vision/layers/mlp/up', 3, lr=RATE),),
-    optimiser=Optimiser('muon'),
+    optimiser=Optimiser('muon', schedule='constant', warmup=0, clip=0),
   )
   roles, rng = assign_roles(batches.config(), recipe), np.random.default_rng(0)
   assert set(roles.trainable) == {*MATRICES, *OTHERS}
   draw = lambda: {path: rng.standard_normal(param.shape, dtype=np.float32) for path, param in roles.trainable_specs.items()}
-  params, ours = draw(), make_transform(recipe.optimiser, roles.trainable_specs)
+  params, ours = draw(), build_optimiser(recipe, roles)
   some = lambda tree, group: {path: tree[path] for path in group}
   decayed = {path: param.init == 'normal' and not path.startswith('lora/') for path, param in roles.trainable_specs.items()}
   mask = lambda tree: some(decayed, tree)
@@ -61,8 +63,8 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
   with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
     state, update = ours.init(params), jax.jit(ours.update)
     for gradient in gradients:
-      updates, state = update(gradient, state, params)
-      params = {path: apply_update(p, updates[path], jnp.float32(1), path, roles) for path, p in params.items()}
+      updates, state = update(gradient, state, params, step=jnp.int32(0))
+      params = optax.apply_updates(params, updates)
     for group, optimiser in theirs.items():
       own = some(expected, group)
       state, update = optimiser.init(own), jax.jit(optimiser.update)
@@ -79,8 +81,7 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
 )
 def test_the_rate_rises_in_warmup_and_falls_to_its_final_share(schedule, middle):
   """Four steps of warm-up, then 21: the first of them is the highest, the last `final`, the eleventh half way."""
-  cfg, steps = Optimiser(schedule=schedule, warmup=4, final=0.1), 25
-  rate = [float(lr_factor(cfg, steps, jnp.int32(step))) for step in range(steps)]
+  rate = rates(Optimiser(schedule=schedule, warmup=4, final=0.1), 25)
   np.testing.assert_allclose(rate[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
   np.testing.assert_allclose([rate[4], rate[14], rate[24]], [1.0, middle, 1.0 if schedule == 'constant' else 0.1], rtol=1e-6)
   assert all(later <= earlier for earlier, later in zip(rate[4:], rate[5:], strict=False))
@@ -88,14 +89,61 @@ def test_the_rate_rises_in_warmup_and_falls_to_its_final_share(schedule, middle)
   np.testing.assert_allclose(rate[9], quarter, rtol=1e-6)
 
 
+def rates(cfg: Optimiser, steps: int, part: Part | None = None) -> list[float]:
+  schedule = make_schedule(cfg, steps, part)
+  with jax.numpy_dtype_promotion('standard'):
+    return [float(schedule(jnp.int32(step))) for step in range(steps)]
+
+
+def test_wsd_keeps_the_highest_rate_until_the_last_share_of_the_steps():
+  """Two steps of warm-up, the highest rate until five of 25 are left, then a fifth of the way down in each."""
+  rate = rates(Optimiser(schedule='wsd', warmup=2, final=0.1, decay=0.2), 25)
+  np.testing.assert_allclose(rate, [0.5] + [1.0] * 19 + [0.82, 0.64, 0.46, 0.28, 0.1], rtol=1e-6)
+
+
+def test_a_run_without_warmup_begins_at_the_highest_rate():
+  for warmup in (0, 1):
+    np.testing.assert_allclose(
+      rates(Optimiser(schedule='linear', warmup=warmup, final=0.0), 3 + warmup)[warmup:], [1.0, 0.5, 0.0]
+    )
+
+
+def test_a_part_has_its_own_schedule_where_it_says_so():
+  cfg = Optimiser(schedule='cosine', warmup=4, final=0.1)
+  assert rates(cfg, 9, Part('x', 1.0)) == rates(cfg, 9)
+  own = Part('x', 1.0, schedule='wsd', warmup=1, final=0.5, decay=0.25)
+  assert rates(cfg, 9, own) == rates(Optimiser(schedule='wsd', warmup=1, final=0.5, decay=0.25), 9)
+  recipe = Recipe(
+    parts=(Part('thinker/norm', 0.5), dataclasses.replace(own, pattern='audio/proj1/bias')),
+    steps=9,
+    optimiser=dataclasses.replace(cfg, clip=0.0),
+  )
+  updates = first_update(recipe, step=2)  # Adam's first direction is the gradient's sign
+  np.testing.assert_allclose(np.abs(updates['thinker/norm']), 0.5 * 0.75, rtol=1e-5)
+  np.testing.assert_allclose(np.abs(updates['audio/proj1/bias']), 1.0, rtol=1e-5)
+
+
+def first_update(recipe: Recipe, step: int, value: float = 0.0, gradient: float = 1.0) -> dict:
+  """The chain's first update of parameters that are all `value`."""
+  roles = assign_roles(batches.config(), recipe)
+  optimiser = build_optimiser(recipe, roles)
+  full = lambda x: {path: jnp.full(param.shape, x, jnp.float32) for path, param in roles.trainable_specs.items()}
+  with jax.numpy_dtype_promotion('standard'):
+    return optimiser.update(full(gradient), optimiser.init(full(value)), full(value), step=jnp.int32(step))[0]
+
+
 def test_a_long_gradient_is_scaled_to_the_largest_norm_and_a_short_one_left():
-  grads = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array([[4.0]])}
-  norm = global_norm(grads)
-  assert float(norm) == 5.0
-  np.testing.assert_allclose(clip_by_norm(grads, norm, 2.0)['a'], [1.2, 0.0], rtol=1e-6)
-  np.testing.assert_allclose(global_norm(clip_by_norm(grads, norm, 2.0)), 2.0, rtol=1e-6)
-  for largest in (6.0, 0.0):  # 0: no clipping
-    np.testing.assert_array_equal(clip_by_norm(grads, norm, largest)['b'], grads['b'])
+  """Seen in Adam's first moment, a tenth of the gradient that reaches it. The norm is that of all parameters together."""
+  recipe = Recipe(parts=(Part('thinker/norm', 1.0), Part('audio/proj1/bias', 1.0)))
+  roles = assign_roles(batches.config(), recipe)
+  size = sum(int(np.prod(param.shape)) for param in roles.trainable_specs.values())
+  for clip, factor in ((0.5, 0.5), (2.0, 1.0), (0.0, 1.0)):  # 0: no clipping
+    optimiser = build_optimiser(dataclasses.replace(recipe, optimiser=Optimiser(clip=clip)), roles)
+    grads = {path: jnp.full(param.shape, size**-0.5) for path, param in roles.trainable_specs.items()}  # of norm 1
+    with jax.numpy_dtype_promotion('standard'):
+      _, state = optimiser.update(grads, optimiser.init(grads), grads, step=jnp.int32(0))
+    for path, moment in state['adam'].mu.items():
+      np.testing.assert_allclose(moment, 0.1 * factor * size**-0.5, rtol=1e-5, err_msg=path)
 
 
 def test_an_average_moves_towards_the_parameter_by_one_minus_its_decay():
@@ -105,8 +153,28 @@ def test_an_average_moves_towards_the_parameter_by_one_minus_its_decay():
 
 
 def test_weight_decay_is_of_matrices_alone_and_in_units_of_the_rate():
-  recipe = Recipe(parts=(Part('thinker/(norm|head)$', 0.5, 0.2),))
-  roles = assign_roles(batches.config(), recipe)
-  update, factor = jnp.float32(2.0), jnp.float32(0.1)
-  np.testing.assert_allclose(apply_update(jnp.float32(10), update, factor, 'thinker/head', roles), 10 - 0.05 * (2 + 0.2 * 10))
-  np.testing.assert_allclose(apply_update(jnp.float32(10), update, factor, 'thinker/norm', roles), 10 - 0.05 * 2)
+  recipe = Recipe(parts=(Part('thinker/(norm|head)$', 0.5, 0.2),), optimiser=Optimiser(warmup=10))
+  updates = first_update(recipe, step=0, value=10.0)
+  np.testing.assert_allclose(updates['thinker/head'], -0.05 * (1 + 0.2 * 10), rtol=1e-5)
+  np.testing.assert_allclose(updates['thinker/norm'], -0.05 * 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'adafactor', 'muon'])
+def test_moments_have_the_names_of_their_parameters_however_parts_are_divided(name):
+  paths = ('thinker/head', 'thinker/norm', 'thinker/layers/attn/q')
+
+  def names(*parts):
+    recipe = Recipe(parts=parts, optimiser=Optimiser(name))
+    roles = assign_roles(batches.config(), recipe)
+    shapes = {path: jax.ShapeDtypeStruct(param.shape, jnp.float32) for path, param in roles.trainable_specs.items()}
+    with jax.numpy_dtype_promotion('standard'):
+      return {
+        name: leaf.shape for name, leaf in moments_by_name(jax.eval_shape(build_optimiser(recipe, roles).init, shapes)).items()
+      }
+
+  together, apart = names(Part(f'({"|".join(paths)})$', 1.0)), names(*(Part(f'{path}$', 1.0, 0.1) for path in paths))
+  assert together == apart
+  first = {'adamw': 'adam/mu/', 'adafactor': 'adafactor/v/', 'muon': 'adam/mu/'}[name]
+  assert first + 'thinker/norm' in together
+  if name == 'muon':
+    assert 'muon/mu/thinker/layers/attn/q' in together and 'adam/mu/thinker/layers/attn/q' not in together
