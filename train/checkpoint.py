@@ -1,66 +1,79 @@
 """Saving and restoring: weights, optimiser, position in the data, step and configuration in one checkpoint, written by Orbax.
 
-    RUN/checkpoints/STEP/params   the parts (audio, vision, thinker) with a trainable parameter, whole: what `convert to-hf` takes
-                         state    step, optimiser, averages, LoRA's matrices
-                         data     position in the data, over all processes
-                         config   the run's resolved configuration
+    RUN/checkpoints/STEP/params     the parts (audio, vision, thinker) with a trainable parameter, whole
+                         ema        averages of the trainable parameters, if step.ema
+                         lora       LoRA's matrices
+                         optimiser  moments by name: adam/mu/PATH, adam/nu/PATH, adam/count, …
+                         state      step, skipped
+                         data       position in the data, over all processes
+                         config     the run's resolved configuration
 
-A complete checkpoint appears by a rename; the next process removes what a killed one had begun. Parts that are frozen as a
-whole are not saved: they come from the model's folder.
+A complete checkpoint appears whole (by a rename, in buckets by a marker); the next process removes what a killed one had begun.
+Parts that are frozen as a whole are not saved: they come from the model's folder.
 """
 
+import dataclasses
 import json
 import logging
-import pathlib
-import shutil
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from qwen3_omni_jax.weights.originals import small_files
 
-from .state import LORA, Roles, TrainState, flatten, unflatten
+from .agreement import Outcome, agree_over_processes, merge_over_processes
+from .checkpoint_items import Leaves, changes, from_items, plan_restore, to_items
+from .config import Recipe, to_data
+from .optimiser import moments_by_name
+from .state import Roles, TrainState, build_optimiser, flatten, unflatten
 
 log = logging.getLogger(__name__)
-ITEMS = ('params', 'state', 'data', 'config')
+ARRAYS = ('params', 'lora', 'optimiser', 'ema', 'state')
+# What tensorstore and Orbax say of files that are lost, cut short or have another checksum, and of nothing else. Damaged metadata
+# raises JSONDecodeError, a lost file of it FileNotFoundError.
+_DAMAGE = re.compile(r'^(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE)\b|^FAILED_PRECONDITION.*(Invalid JSON|compressed|decoding)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """data: the position in the data. changed: settings that differ from those it was saved with. notes: what begins anew."""
+
+  state: TrainState
+  data: dict[str, Any]
+  changed: tuple[str, ...]
+  notes: tuple[str, ...]
 
 
 class Checkpoints:
   """The checkpoints of one run. keep: how many of the newest; keep_every: besides, those of steps that it divides."""
 
-  def __init__(self, folder: pathlib.Path, *, keep: int = 2, keep_every: int | None = None):
-    self.folder = folder
+  def __init__(self, folder: epath.Path, *, keep: int = 2, keep_every: int | None = None):
+    self.folder = epath.Path(folder)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, keep_period=keep_every, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
     )
-    handlers = {
-      'params': ocp.StandardCheckpointHandler(),
-      'state': ocp.StandardCheckpointHandler(),
-      'data': ocp.JsonCheckpointHandler(),
-      'config': ocp.JsonCheckpointHandler(),
-    }
-    self._manager = ocp.CheckpointManager(folder.absolute(), item_names=ITEMS, item_handlers=handlers, options=options)
+    handlers: dict[str, Any] = {item: ocp.StandardCheckpointHandler() for item in ARRAYS}
+    handlers |= {item: ocp.JsonCheckpointHandler() for item in ('data', 'config')}
+    self._manager = ocp.CheckpointManager(
+      _absolute(self.folder), item_names=tuple(handlers), item_handlers=handlers, options=options
+    )
 
-  def describe(self, model: pathlib.Path) -> None:
+  def describe(self, model: epath.Path) -> None:
     """Puts the model's config.json, tokenizer and other small files beside the checkpoints, so that each can be exported."""
     if jax.process_index() == 0:
       for name, path in small_files(model).items():
         if not (self.folder / name).exists():
-          shutil.copyfile(path, self.folder / name)
+          (self.folder / name).write_bytes(path.read_bytes())
 
   def save(self, state: TrainState, roles: Roles, data: dict[str, Any], config: dict[str, Any]) -> None:
-    """Starts to save; returns when the state may be changed. data: of this process's loader alone or merged."""
-    params, rest = _split(state, roles)
-    items = ocp.args.Composite(
-      params=ocp.args.StandardSave(params),
-      state=ocp.args.StandardSave(rest),
-      data=ocp.args.JsonSave(data),
-      config=ocp.args.JsonSave(config),
-    )
-    self._manager.save(int(state.step), args=items, force=True)
+    """Starts to save; returns when the state may be changed. data: merged over processes."""
+    items: dict[str, Any] = {item: ocp.args.StandardSave(unflatten(leaves)) for item, leaves in to_items(state, roles).items()}
+    items |= {'data': ocp.args.JsonSave(data), 'config': ocp.args.JsonSave(config)}
+    self._manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
 
   def wait(self) -> None:
     """Waits until checkpoints that were started are on disk."""
@@ -70,54 +83,57 @@ class Checkpoints:
     """The newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
-  def frozen_dtypes(self) -> dict[str, Any]:
-    """Of the parameters in the newest checkpoint that says so, by path."""
-    for step in self.steps():
-      try:
-        found = self._manager.item_metadata(step)['params']
-        return {path: leaf.dtype for path, leaf in flatten(getattr(found, 'tree', found)).items()}
-      except Exception:  # a damaged one: restore tells
-        continue
-    return {}
+  def restore(self, like: TrainState, roles: Roles, recipe: Recipe) -> Restored | None:
+    """The newest checkpoint that can be read; None if there is none at all.
 
-  def restore(self, like: TrainState, roles: Roles) -> tuple[TrainState, dict[str, Any], dict[str, Any]] | None:
-    """(state, data, config) of the newest checkpoint that can be read; None if there is none at all.
-
-    like: shapes, dtypes and shardings; frozen parts that no checkpoint holds are taken from it as they are. A checkpoint that is
-    damaged is named, set aside, and the one before it used. Raises ValueError if all of them are damaged.
+    like: shapes, dtypes and shardings; frozen leaves that no checkpoint holds are left as they are in it. A damaged checkpoint is
+    named, set aside once an older one was read, and that one used, on all processes alike. Raises ConfigurationChanged for a
+    checkpoint that does not fit the recipe; ValueError if all are damaged; and whatever else keeps this process or another from
+    reading, which says nothing about the checkpoint: nothing is set aside then.
     """
-    failed = []
-    for step in self.steps():
-      params, rest = _split(like, roles)
-      items = ocp.args.Composite(
-        params=ocp.args.StandardRestore(params),
-        state=ocp.args.StandardRestore(rest),
-        data=ocp.args.JsonRestore(),
-        config=ocp.args.JsonRestore(),
-      )
+    damaged: list[int] = []
+    for step in merge_over_processes(self.steps(), lambda every: sorted(set.intersection(*map(set, every)), reverse=True)):
+      place, restored, error = self.folder / str(step), None, None
       try:
-        found = self._manager.restore(step, args=items)
-      except Exception as error:  # whatever Orbax and its storage make of cut or lost files
-        failed.append(step)
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        log.warning('checkpoint %s is damaged (%s); falling back to the one before it', self.folder / str(step), reason)
+        restored = self._read(place, like, roles, recipe)
+      except Exception as caught:
+        error = caught
+      outcome = agree_over_processes(judge(error))
+      if outcome is Outcome.FAILED:
+        raise error or RuntimeError(f'{place}: another process could not read it; its own log says why')
+      if outcome is Outcome.DAMAGED:
+        log.warning('checkpoint %s is damaged (%s); falling back to the one before it', place, _reason(error))
+        damaged.append(step)
         continue
-      for bad in failed:
+      for bad in damaged:
         self._set_aside(bad)
-      return _joined(like, found['params'], found['state']), found['data'], found['config']
-    if failed:
-      raise ValueError(f'{self.folder}: all of {", ".join(map(str, failed))} are damaged; remove the folder to begin anew')
+      return restored
+    if damaged:
+      raise ValueError(f'{self.folder}: all of {", ".join(map(str, damaged))} are damaged; remove the folder to begin anew')
     return None
+
+  def _read(self, place: epath.Path, like: TrainState, roles: Roles, recipe: Recipe) -> Restored:
+    """Without a barrier, so that a process that fails here keeps no other waiting."""
+    read_json = lambda item: ocp.JsonCheckpointHandler().restore(place / item)
+    stored = {item: _leaves_of(place / item) for item in ARRAYS if (place / item).exists()}
+    changed = changes(read_json('config'), json.loads(json.dumps(to_data(recipe))))
+    as_stored = lambda path, p: stored['params'][path].dtype if path in stored.get('params', {}) else p.dtype
+    frozen = {path: jax.ShapeDtypeStruct(p.shape, as_stored(path, p), sharding=p.sharding) for path, p in like.frozen.items()}
+    like = like.replace(frozen=frozen)
+    plan = plan_restore(to_items(like, roles), stored, changed, recipe.optimiser.restart, str(place))
+    items = {item: _read_leaves(place / item, leaves) for item, leaves in plan.read.items()}
+    trainable = {path: {**items.get('params', {}), **items.get('lora', {})}[path] for path in like.trainable}
+    if plan.anew:
+      items['optimiser'] = items.get('optimiser', {}) | _first_moments(like, trainable, roles, recipe, plan.anew)
+    if plan.averages:
+      items['ema'] = items.get('ema', {}) | {path: trainable[path].copy() for path in plan.averages}
+    return Restored(from_items(like, items), dict(read_json('data')), tuple(changed), plan.notes)
 
   def _set_aside(self, step: int) -> None:
     """A damaged checkpoint makes room for the one that will be written at the same step."""
     if jax.process_index() == 0:
-      place = self.folder / str(step)
-      place.rename(place.with_name(f'damaged-{step}'))
-    if jax.process_count() > 1:
-      from jax.experimental import multihost_utils
-
-      multihost_utils.sync_global_devices(f'set aside {step}')
+      (self.folder / str(step)).rename(self.folder / f'damaged-{step}')
+    merge_over_processes(step, len)  # all wait
     self._manager.reload()
 
   def close(self) -> None:
@@ -125,51 +141,48 @@ class Checkpoints:
     self._manager.close()
 
 
-def _split(state: TrainState, roles: Roles) -> tuple[dict, dict]:
-  """What `params` and `state` hold. Orbax refuses an empty tree, so LoRA alone saves a single zero as its params."""
-  every = {**state.frozen, **state.trainable}
-  params = {path: p for path, p in every.items() if path.split('/')[0] in roles.trainable_parts}
-  lora = {path: p for path, p in state.trainable.items() if path.startswith(LORA)}
-  rest = {
-    'step': state.step,
-    'skipped': state.skipped,
-    'lora': lora,
-    'optimiser': dict(enumerate_leaves(state.optimiser)),
-    'ema': state.ema or {},
-  }
-  rest = {name: value for name, value in rest.items() if not isinstance(value, dict) or value}
-  return unflatten(params) or {'none': state.step}, rest
+def judge(error: Exception | None) -> Outcome:
+  """What an error of reading says about the checkpoint: damaged only if storage said that bytes are lost or wrong."""
+  if error is None:
+    return Outcome.READ
+  is_damage = lambda e: isinstance(e, (json.JSONDecodeError, FileNotFoundError)) or bool(_DAMAGE.search(str(e)))
+  return Outcome.DAMAGED if any(map(is_damage, _causes(error))) else Outcome.FAILED
 
 
-def enumerate_leaves(tree: Any):
-  """('12', leaf) in order: names that do not depend on how the optimiser's classes are called."""
-  return ((str(i), leaf) for i, leaf in enumerate(jax.tree.leaves(tree)))
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+  """The error and what raised it; Orbax wraps those of tensorstore."""
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
 
 
-def _joined(like: TrainState, params: dict, rest: dict) -> TrainState:
-  """The state as it was saved, with the frozen parts of `like` that were not."""
-  found = flatten(params) | rest.get('lora', {})
-  leaves, structure = jax.tree.flatten(like.optimiser)
-  optimiser = jax.tree.unflatten(structure, [rest['optimiser'][str(i)] for i in range(len(leaves))])
-  return like.replace(
-    step=rest['step'],
-    skipped=rest['skipped'],
-    optimiser=optimiser,
-    ema=rest.get('ema') if like.ema is not None else None,
-    trainable={path: found[path] for path in like.trainable},
-    frozen={path: found.get(path, p) for path, p in like.frozen.items()},
-  )
+def _reason(error: Exception | None) -> str:
+  if error is None:
+    return 'another process found so'
+  lines = str(next((e for e in _causes(error) if _DAMAGE.search(str(e))), error)).strip().splitlines()
+  return lines[0][:200] if lines else type(error).__name__
 
 
-def merged_over_processes(data: dict[str, Any], merge) -> dict[str, Any]:
-  """merge(the states of all processes); the same on each."""
-  if jax.process_count() == 1:
-    return merge([data])
-  from jax.experimental import multihost_utils
+def _leaves_of(item: epath.Path) -> Leaves:
+  """Shapes and dtypes by path, from metadata."""
+  found = ocp.PyTreeCheckpointHandler().metadata(item)
+  return flatten(getattr(found, 'tree', found))
 
-  text = np.frombuffer(json.dumps(data).encode(), np.uint8)
-  sizes = np.asarray(multihost_utils.process_allgather(jnp.int32(len(text))))
-  padded = np.zeros(int(sizes.max()), np.uint8)
-  padded[: len(text)] = text
-  every = np.asarray(multihost_utils.process_allgather(padded))
-  return merge([json.loads(bytes(row[:size])) for row, size in zip(every, sizes, strict=True)])
+
+def _read_leaves(item: epath.Path, wanted: Leaves) -> Leaves:
+  """Arrays as `wanted` has their shapes, dtypes and shardings; what else the item holds is left alone."""
+  tree = unflatten(wanted)
+  how = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
+  return flatten(ocp.PyTreeCheckpointHandler().restore(item, args=how))
+
+
+def _first_moments(like: TrainState, trainable: Leaves, roles: Roles, recipe: Recipe, names: tuple[str, ...]) -> Leaves:
+  """Those moments as they are before the first step."""
+  some = lambda state: {name: leaf for name, leaf in moments_by_name(state).items() if name in names}
+  init, shardings = build_optimiser(recipe, roles).init, {name: leaf.sharding for name, leaf in some(like.optimiser).items()}
+  with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
+    return jax.jit(lambda params: some(init(params)), out_shardings=shardings)(trainable)
+
+
+def _absolute(folder: epath.Path) -> epath.Path:
+  return folder if '://' in str(folder) else folder.absolute()

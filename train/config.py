@@ -23,7 +23,8 @@ T = TypeVar('T')
 class Optimiser:
   """name: adamw, adafactor or muon. schedule: constant, cosine, linear or wsd, from the end of `warmup` steps to `final` times
   the highest rate at the last step; wsd (warm-up, stable, decay) keeps the highest until the share `decay` of all steps is left
-  and then falls linearly. clip: largest norm of the whole gradient; 0 for no clipping. dtype: of the first moment."""
+  and then falls linearly. clip: largest norm of the whole gradient; 0 for no clipping. dtype: of the first moment.
+  restart: when going on from a checkpoint, moments that it does not have begin anew; otherwise that is an error."""
 
   name: Literal['adamw', 'adafactor', 'muon'] = 'adamw'
   schedule: Literal['cosine', 'linear', 'constant', 'wsd'] = 'cosine'
@@ -35,6 +36,7 @@ class Optimiser:
   eps: float = 1e-8
   clip: float = 1.0
   dtype: Literal['float32', 'bfloat16'] = 'float32'
+  restart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,8 +27,9 @@ from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.remote import local_folder
 
 from .adapter import write_adapter
+from .agreement import merge_over_processes
 from .batch import KINDS
-from .checkpoint import Checkpoints, merged_over_processes
+from .checkpoint import Checkpoints
 from .config import to_data
 from .data import make_loader
 from .feed import Feed, process_shard
@@ -87,7 +88,7 @@ def train(run: Run) -> TrainState:
   def save() -> None:
     metrics.flush()  # a run that is killed after the checkpoint does not repeat this step
     started = time.perf_counter()
-    checkpoints.save(state, roles, merged_over_processes(loader.get_state(), loader.merge), to_data(run))
+    checkpoints.save(state, roles, merge_over_processes(loader.get_state(), loader.merge), to_data(run))
     metrics.add_time('checkpoint_s', time.perf_counter() - started)
 
   saved = done if data_state is not None else -1
@@ -131,32 +132,24 @@ def begin_or_resume(
   if not checkpoints.steps():
     params = None if run.init == 'random' else load_params(model, cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
     return init_state(params, cfg, run, mesh, run.seed), None
-  state = _frozen_only(run, cfg, roles, mesh, model, checkpoints)
-  restored = checkpoints.restore(state, roles)
+  restored = checkpoints.restore(abstract_state(cfg, run, mesh), roles, run)
   assert restored is not None
-  state, data, config = restored
-  may_change = ('out', 'export', 'log', 'save')
-  changed = [name for name, value in to_data(run).items() if config.get(name) != value and name not in may_change]
-  _print(f'going on after step {int(state.step)}' + (f'; changed since: {", ".join(changed)}' if changed else ''))
-  return state, data
+  may_change = ('out:', 'export', 'log.', 'save.', 'evaluate')
+  changed = [text for text in restored.changed if not text.startswith(may_change)]
+  words = [f'going on after step {int(restored.state.step)}', *(['changed since: ' + ', '.join(changed)] if changed else [])]
+  _print('; '.join([*words, *restored.notes]))
+  frozen = _frozen_parts(run, cfg, roles, mesh, model)
+  return restored.state.replace(frozen=restored.state.frozen | frozen), restored.data
 
 
-def _frozen_only(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints) -> TrainState:
-  """A state with the parameters of frozen parts; everything that is restored is shapes, dtypes and shardings."""
-  restored = roles.trainable_parts
-  parts = tuple(part for part in PARTS if part not in restored)
+def _frozen_parts(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path) -> dict[str, Any]:
+  """Parameters by path of the parts that are frozen as a whole: no checkpoint holds them."""
+  parts = tuple(part for part in PARTS if part not in roles.trainable_parts)
   if run.init == 'random' and parts:
-    frozen = init_state(None, cfg, run, mesh, run.seed).frozen
-  else:
-    shardings = {part: tree for part, tree in load_shardings(cfg, mesh).items() if part in parts}
-    frozen = flatten(load_params(model, cfg, parts=parts, shardings=shardings)) if parts else {}
-  dtypes = checkpoints.frozen_dtypes()
-  like = abstract_state(cfg, run, mesh)
-  of_frozen = {
-    path: frozen.get(path, jax.ShapeDtypeStruct(x.shape, dtypes.get(path, x.dtype), sharding=x.sharding))
-    for path, x in like.frozen.items()
-  }
-  return like.replace(frozen=of_frozen)
+    everything = init_state(None, cfg, run, mesh, run.seed).frozen
+    return {path: p for path, p in everything.items() if path.split('/')[0] in parts}
+  shardings = {part: tree for part, tree in load_shardings(cfg, mesh).items() if part in parts}
+  return flatten(load_params(model, cfg, parts=parts, shardings=shardings)) if parts else {}
 
 
 def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, shard: int, shards: int):
