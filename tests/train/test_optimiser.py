@@ -1,6 +1,7 @@
 """Muon beside optax's own; schedules, clipping, averages and decay beside their formulas."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,8 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
   roles, rng = assign_roles(batches.config(), recipe), np.random.default_rng(0)
   assert set(roles.trainable) == {*MATRICES, *OTHERS}
   draw = lambda: {path: rng.standard_normal(param.shape, dtype=np.float32) for path, param in roles.trainable_specs.items()}
-  params, ours = draw(), build_optimiser(recipe, roles)
+  ours = build_optimiser(recipe, roles)
+  params: Any = draw()
   some = lambda tree, group: {path: tree[path] for path in group}
   decayed = {path: param.init == 'normal' and not path.startswith('lora/') for path, param in roles.trainable_specs.items()}
   mask = lambda tree: some(decayed, tree)
@@ -58,7 +60,7 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
     ),
     OTHERS: optax.adamw(RATE, 0.9, 0.95, 1e-8, weight_decay=DECAY, mask=mask),
   }
-  expected = dict(params)
+  expected: Any = dict(params)
   gradients = [draw(), draw()]
   with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
     state, update = ours.init(params), jax.jit(ours.update)
@@ -70,7 +72,7 @@ def test_muon_steps_matrices_as_optax_does_and_adamw_all_others():
       state, update = optimiser.init(own), jax.jit(optimiser.update)
       for gradient in gradients:
         change, state = update(some(gradient, group), state, own)
-        own = optax.apply_updates(own, change)
+        own: Any = optax.apply_updates(own, change)
       expected |= own
   for path, value in expected.items():
     np.testing.assert_allclose(params[path], value, rtol=1e-5, atol=1e-6, err_msg=path)  # sums in another order
