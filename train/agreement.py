@@ -2,6 +2,7 @@
 
 import enum
 import json
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -42,3 +43,32 @@ def merge_over_processes(value: Any, merge: Callable[[Sequence[Any]], T]) -> T:
   padded[: len(text)] = text
   every = np.asarray(multihost_utils.process_allgather(padded))
   return merge([json.loads(bytes(row[:size])) for row, size in zip(every, sizes, strict=True)])
+
+
+def run_on_first(work: Callable[[], None], poll_s: float = 5.0) -> None:
+  """Runs `work` on the first process alone; every process calls this, and all return when it is done.
+
+  The others do not wait in a barrier, which kills a process after some minutes (jax's own at the end of a program after five):
+  all meet every poll_s seconds to hear whether the first is done. Raises what work raised there, RuntimeError on the others.
+  """
+  if jax.process_count() == 1:
+    return work()
+  caught: list[BaseException] = []
+
+  def run() -> None:
+    try:
+      work()
+    except BaseException as error:  # is raised below
+      caught.append(error)
+
+  writer = threading.Thread(target=run, name='first process')
+  if jax.process_index() == 0:
+    writer.start()
+  status = 'at work'
+  while status == 'at work':
+    if jax.process_index() == 0:
+      writer.join(poll_s)
+      status = 'at work' if writer.is_alive() else 'failed' if caught else 'done'
+    status = merge_over_processes(status, lambda every: every[0])
+  if status == 'failed':
+    raise caught[0] if caught else RuntimeError('the first process failed; its own log says why')

@@ -26,13 +26,13 @@ from qwen3_omni_jax.sharding import make_mesh, mesh_shape
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.remote import local_folder
 
-from .adapter import write_adapter
 from .agreement import merge_over_processes
 from .batch import KINDS
 from .checkpoint import Checkpoints
 from .config import to_data
 from .data import make_loader
 from .feed import Feed, process_shard
+from .finish import finish_run
 from .metrics import Metrics
 from .run_config import Run
 from .state import PARTS, Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings
@@ -176,36 +176,6 @@ def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, shard: in
     return losses
 
   return evaluate
-
-
-def finish_run(run: Run, cfg: OmniConfig, roles: Roles, state: TrainState, out: pathlib.Path, model: pathlib.Path) -> None:
-  """Writes the results of a complete run: the LoRA adapter, and the whole model in the published layout if `export` is set."""
-  adapter = None
-  if roles.lora:
-    gathered = _on_host({path: p for path, p in (state.ema or state.trainable).items() if path.startswith('lora/')})
-    adapter = out / 'adapter'
-    if jax.process_index() == 0:
-      write_adapter(adapter, cfg, roles.lora, gathered)
-      _print(f'{adapter}: the LoRA adapter')
-  if run.export is None or jax.process_index() != 0:
-    return
-  if (pathlib.Path(run.export) / 'config.json').is_file():  # an export appears whole or not at all
-    _print(f'{run.export}: written already')
-    return
-  from qwen3_omni_jax.weights.to_hf import convert_to_hf
-
-  checkpoint = out / 'checkpoints' / str(int(state.step))
-  source, base = (checkpoint, model) if roles.trainable_parts else (model, None)
-  convert_to_hf(source, run.export, adapter=adapter, base=base)
-  _print(f'{run.export}: the model in the published layout')
-
-
-def _on_host(tree):
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  from jax.experimental import multihost_utils
-
-  return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)
 
 
 @dataclasses.dataclass

@@ -42,7 +42,8 @@ class Evaluation:
 class Run(Recipe):
   """model: a folder (converted or as published) or a hub id. init: 'model' starts from its weights, 'random' from random ones of
   its shape. out: the run's folder; a run in it goes on. mesh: a strategy of sharding.py or sizes of mesh axes; slices: of TPUs.
-  export: a folder to write the result to in the published layout, LoRA merged, with the model's other parts."""
+  export: a folder to write the result to in the published layout, LoRA merged, with the model's other parts. export_weights: what
+  is exported where averages are kept (step.ema): these, or the raw weights."""
 
   model: str = ''
   out: str = ''
@@ -55,6 +56,7 @@ class Run(Recipe):
   save: Saving = Saving()
   log: Logging = Logging()
   export: str | None = None
+  export_weights: Literal['averaged', 'raw'] = 'averaged'
 
   def check(self) -> None:
     """Raises ValueError for what no run can do."""

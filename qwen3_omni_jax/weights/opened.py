@@ -181,7 +181,9 @@ def _converted(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
 
 
 def _orbax(folder: pathlib.Path, database: pathlib.Path, cfg: OmniConfig) -> Opened:
-  return _stacked(folder, 'orbax', cfg, plain_orbax.PlainArrays(folder, database, stored_shapes(omni_spec(cfg), None)), {})
+  shapes = stored_shapes(omni_spec(cfg), None)
+  arrays = plain_orbax.PlainArrays(folder, database, shapes, plain_orbax.find_averages(folder))
+  return _stacked(folder, 'orbax', cfg, arrays, {})
 
 
 def _stacked(

@@ -48,7 +48,7 @@ def run(tiny_folder, tmp_path_factory) -> Run:
     'parts=[{pattern: audio/proj, lr: 1e-3}, {pattern: thinker/norm, lr: 1e-2}]',
   ]
   configuration = read(Run, None, settings)
-  how = Step(dtype='float32', remat='none', encoder_remat='none')
+  how = Step(dtype='float32', remat='none', encoder_remat='none', ema=0.5)
   configuration = dataclasses.replace(configuration, step=how, optimiser=Optimiser(warmup=1))
   train(configuration)
   return configuration
@@ -147,6 +147,16 @@ def test_the_export_holds_what_was_trained_and_all_the_rest_as_it_was(run):
     'thinker.model.norm.weight',
     *(f'thinker.audio_tower.{layer}.{kind}' for layer in ('proj1', 'proj2') for kind in ('weight', 'bias')),
   }
+
+
+def test_the_export_holds_the_averages_and_the_raw_weights_on_request(run, tmp_path):
+  state = train(dataclasses.replace(run, export=str(tmp_path / 'raw'), export_weights='raw'))
+  averaged, raw = (open_checkpoint(folder).read('thinker.model.norm.weight') for folder in (run.export, tmp_path / 'raw'))
+  np.testing.assert_array_equal(averaged, state.ema['thinker/norm'])
+  np.testing.assert_array_equal(raw, state.trainable['thinker/norm'])
+  assert np.abs(averaged - raw).max() > 1e-4
+  kept = 'thinker.model.layers.0.input_layernorm.weight'  # of a part that was trained elsewhere
+  np.testing.assert_array_equal(open_checkpoint(run.export).read(kept), open_checkpoint(run.model).read(kept))
 
 
 def test_an_adapter_merges_to_what_was_trained_with(tiny_folder, tmp_path):
