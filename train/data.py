@@ -16,6 +16,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from qwen3_omni_jax.media.processor import Processor
 
 from .bad_records import check_bad
@@ -26,7 +28,7 @@ from .decode import Decoded, Decoder, decode_record
 from .lanes import Lane, Stream, Waiting
 from .mask import SpecialIds
 from .mixing import Mixture
-from .order import RecordOrder
+from .order import WINDOW, Dealing, GroupOrder, Pieces, RecordOrder
 from .packing import assemble_batch, fill_stats
 from .records import KINDS, Reader, Rules
 from .sources import Source, open_source
@@ -45,8 +47,15 @@ class Loader:
   """
 
   def __init__(
-    self, cfg: DataConfig, processor: Processor, process_index: int = 0, process_count: int = 1, state: dict | None = None
+    self,
+    cfg: DataConfig,
+    processor: Processor,
+    process_index: int = 0,
+    process_count: int = 1,
+    state: dict | None = None,
+    indices: Any = None,
   ):
+    """indices: a folder for the indices of files (open_source)."""
     self.shape = cfg.lane_shape(processor.cfg)
     if cfg.lanes % process_count:
       raise ValueError(f'data: lanes {cfg.lanes}: expected a multiple of the {process_count} processes')
@@ -56,7 +65,9 @@ class Loader:
     self.processor = _resized(processor, cfg)
     each = cfg.lanes // process_count
     self.owned = range(process_index * each, (process_index + 1) * each)
-    self.sources = [open_source(source.path) for source in cfg.sources]
+    self.sources = [open_source(source.path, indices) for source in cfg.sources]
+    for source in self.sources:
+      source.groups.size = (WINDOW + 1) * each  # what its lanes read at the same time, and a bit of the next window
     self.fingerprint = fingerprint(cfg, self.sources)
     self._thread: threading.Thread | None = None
     self._start(state)
@@ -111,8 +122,9 @@ class Loader:
       readers = _readers(self.cfg, self.sources, self.processor)
       decoder = Decoder(self.sources, readers, self.cfg.threads, self.cfg.workers)
       depth = max(2, 2 * decoder.parallel // len(self.owned))
+      streams_of = _Streams(self.cfg, self.sources)
       for lane in self.owned:
-        streams, mixture = _streams(self.cfg, self.sources, lane), _mixture(self.cfg, lane) if self.cfg.weighted else None
+        streams, mixture = streams_of.of_lane(lane), _mixture(self.cfg, lane) if self.cfg.weighted else None
         room = (self.shape, self.cfg.buffer, self.model.thinker)
         lanes.append(Lane(lane, streams, mixture, states[lane], *room, decoder, depth, check))
       for finish in [lane.reload() for lane in lanes]:
@@ -204,10 +216,16 @@ class Loader:
 
 
 def make_loader(
-  cfg: DataConfig, processor: Processor, process_index: int = 0, process_count: int = 1, state: dict[str, Any] | None = None
+  cfg: DataConfig,
+  processor: Processor,
+  process_index: int = 0,
+  process_count: int = 1,
+  state: dict[str, Any] | None = None,
+  indices: Any = None,
 ) -> Loader:
-  """The loader of one process. state: of an earlier run, merged over its processes."""
-  return Loader(cfg, processor, process_index, process_count, state)
+  """The loader of one process. state: of an earlier run, merged over its processes. indices: a folder that keeps the indices of
+  JSONL and tar files."""
+  return Loader(cfg, processor, process_index, process_count, state, indices)
 
 
 class ExampleStream:
@@ -217,14 +235,14 @@ class ExampleStream:
     """stream: the number of the source in a mixture with weights, else 0."""
     self.sources = [open_source(source.path) for source in cfg.sources]
     self.readers = _readers(cfg, self.sources, _resized(processor, cfg))
-    self.stream = _streams(cfg, self.sources, lane)[stream]
+    self.stream = _Streams(cfg, self.sources).of_lane(lane)[stream]
 
   def __getitem__(self, k: int) -> Decoded:
     place = self.stream[k]
     if place is None:
       raise IndexError(k)
     source, index = place
-    return decode_record(self.sources[source], self.readers[source], index)
+    return decode_record(self.sources[source], self.readers[source], self.sources[source].locate(index))
 
 
 def _name(source: SourceConfig) -> str:
@@ -235,16 +253,28 @@ def _mixture(cfg: DataConfig, lane: int) -> Mixture:
   return Mixture(cfg.sources, lane, cfg.lanes, cfg.length)
 
 
-def _streams(cfg: DataConfig, sources: Sequence[Source], lane: int) -> list[Stream]:
-  """What a lane reads: a stream of each source with weights, else one of all of them."""
-  groups = [[i] for i in range(len(sources))] if cfg.weighted else [list(range(len(sources)))]
-  streams = []
-  for number, group in enumerate(groups):
-    sizes = [len(sources[i]) for i in group]
-    epochs = cfg.sources[number].epochs if cfg.weighted else cfg.epochs
-    order = RecordOrder(sum(sizes), lane, cfg.lanes, (cfg.seed, number), cfg.shuffle, epochs)
-    streams.append(Stream(group, sizes, order))
-  return streams
+class _Streams:
+  """What lanes read: a stream of each source with weights, else one of all of them."""
+
+  def __init__(self, cfg: DataConfig, sources: Sequence[Source]):
+    groups = [[i] for i in range(len(sources))] if cfg.weighted else [list(range(len(sources)))]
+    self.parts: list[tuple[list[int], list[int], Dealing, Pieces | None]] = []
+    for number, group in enumerate(groups):
+      epochs = cfg.sources[number].epochs if cfg.weighted else cfg.epochs
+      dealing = Dealing(cfg.lanes, (cfg.seed, number), cfg.shuffle, epochs)
+      pieces = None
+      if cfg.shuffle and any(sources[i].grouped for i in group):
+        pieces = Pieces(np.concatenate([sources[i].group_sizes() for i in group]), cfg.lanes)
+      self.parts.append((group, [len(sources[i]) for i in group], dealing, pieces))
+
+  def of_lane(self, lane: int) -> list[Stream]:
+    return [
+      # With hardly more records than lanes, reading them twice costs nothing.
+      Stream(group, sizes, RecordOrder(sum(sizes), lane, dealing))
+      if pieces is None or len(pieces) < dealing.lanes
+      else Stream(group, sizes, GroupOrder(pieces, lane, dealing))
+      for group, sizes, dealing, pieces in self.parts
+    ]
 
 
 def _readers(cfg: DataConfig, sources: Sequence[Source], processor: Processor) -> list[Reader]:

@@ -3,9 +3,9 @@
 Worker processes import this module: nothing here imports jax.
 """
 
-import concurrent.futures
 import dataclasses
 import errno
+import itertools
 import logging
 import multiprocessing
 import os
@@ -13,10 +13,10 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 from .records import Example, Reader
-from .sources import Source
+from .sources import Place, Source
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ class Decoded:
   error: str | None = None
 
 
-def decode_record(source: Source, reader: Reader, index: int) -> Decoded:
-  """The index-th record of a source. Whatever goes wrong with it is its `error`; what may pass is tried again."""
-  name = source.name(index)
+def decode_record(source: Source, reader: Reader, place: Place) -> Decoded:
+  """The record of a source at a place. Whatever goes wrong with it is its `error`; what may pass is tried again."""
+  name = place.name
   for pause in (*PAUSES_S, None):
     try:
-      return Decoded(reader.source, name, tuple(reader.read(source.read(index))))
+      return Decoded(reader.source, name, tuple(reader.read(source.read(place))))
     except Exception as error:  # decoders of damaged media raise what they like; one record must not end the job
       if pause is None or not _may_pass(error):
         reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
@@ -67,23 +67,23 @@ class Decoder:
   def __init__(self, sources: Sequence[Source], readers: Sequence[Reader], threads: int, workers: int):
     self.sources, self.readers = list(sources), list(readers)
     self.parallel = workers or threads
-    self._workers: concurrent.futures.ProcessPoolExecutor | None = None
-    self._threads: concurrent.futures.ThreadPoolExecutor | None = None
-    if workers:
-      spawn = multiprocessing.get_context('spawn')  # a fork of a process with threads (jax's, ours) may hang
-      arguments = (self.sources, self.readers)
-      self._workers = concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=_begin_worker, initargs=arguments)
-    else:
-      self._threads = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='decode')
+    self._turns = itertools.count()
+    spawn = multiprocessing.get_context('spawn')  # a fork of a process with threads (jax's, ours) may hang
+    self._threads = None if workers else ThreadPoolExecutor(threads, thread_name_prefix='decode')
+    # Each worker is a pool of its own, so that it can be chosen: the records of a row group go to the one that has it.
+    self._workers = [
+      ProcessPoolExecutor(1, spawn, initializer=_begin_worker, initargs=(self.sources, self.readers)) for _ in range(workers)
+    ]
 
   def submit(self, source: int, index: int) -> 'Future[Decoded]':
-    if self._workers is not None:
-      return self._workers.submit(_decode_in_worker, source, index)
-    assert self._threads is not None
-    return self._threads.submit(decode_record, self.sources[source], self.readers[source], index)
+    place = self.sources[source].locate(index)
+    if self._threads is not None:
+      return self._threads.submit(decode_record, self.sources[source], self.readers[source], place)
+    turn = next(self._turns) if place.group is None else place.group
+    return self._workers[turn % len(self._workers)].submit(_decode_in_worker, source, place)
 
   def close(self) -> None:
-    for pool in (self._workers, self._threads):
+    for pool in (self._threads, *self._workers):
       if pool is not None:
         pool.shutdown(cancel_futures=True)
 
@@ -107,7 +107,7 @@ def _end_with_parent() -> None:
   os._exit(1)
 
 
-def _decode_in_worker(source: int, index: int) -> Decoded:
+def _decode_in_worker(source: int, place: Place) -> Decoded:
   assert _worker is not None
   sources, readers = _worker
-  return decode_record(sources[source], readers[source], index)
+  return decode_record(sources[source], readers[source], place)

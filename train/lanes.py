@@ -12,7 +12,7 @@ from qwen3_omni_jax.config import ThinkerConfig
 from .data_state import Counts, LaneState
 from .decode import Decoded, Decoder
 from .mixing import Mixture
-from .order import RecordOrder
+from .order import Order
 from .packing import Bins, ExampleSize, LaneShape, PlacedExample, choose_next
 from .records import Example
 
@@ -25,7 +25,7 @@ class Stream:
 
   sources: Sequence[int]
   sizes: Sequence[int]
-  order: RecordOrder
+  order: Order
 
   def __getitem__(self, k: int) -> tuple[int, int] | None:
     """(source, index in it) of the lane's k-th record; None behind the last one."""

@@ -76,10 +76,10 @@ def train(run: Run) -> TrainState:
 
   processor = Processor.from_folder(model)
   shard, shards = process_shard(run.data.rows, mesh)
-  loader = make_loader(run.data, processor, shard, shards, data_state)
+  loader = make_loader(run.data, processor, shard, shards, data_state, out / 'index')
   feed = Feed(loader, run.step.accumulate, mesh, shards, functools.partial(step_flops, cfg, roles))
   step = compiled_step(cfg, run, mesh)
-  evaluate = _evaluation(run, cfg, processor, mesh, shard, shards)
+  evaluate = _evaluation(run, cfg, processor, mesh, shard, shards, out / 'index')
   metrics = Metrics(
     out, run.steps, every=run.log.every, tensorboard=run.log.tensorboard, wandb=run.log.wandb, records=run.log.records
   )
@@ -152,15 +152,17 @@ def _frozen_parts(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.
   return flatten(load_params(model, cfg, parts=parts, shardings=shardings)) if parts else {}
 
 
-def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, shard: int, shards: int):
+def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, shard: int, shards: int, indices):
   """state -> losses on held-out data; None if none are given."""
   if run.evaluate is None:
     return None
   evaluation, sums_of = run.evaluate, jax.jit(eval_sums(cfg, run))
-  make_loader(evaluation.data, processor, shard, shards).close()  # what is wrong with the data is said before the first step
+  make_loader(
+    evaluation.data, processor, shard, shards, indices=indices
+  ).close()  # what is wrong with the data is said before the first step
 
   def evaluate(state: TrainState) -> dict[str, float]:
-    loader = make_loader(evaluation.data, processor, shard, shards)
+    loader = make_loader(evaluation.data, processor, shard, shards, indices=indices)
     total: dict[str, Any] = {}
     try:
       for _, (batch, _) in zip(range(evaluation.batches), Feed(loader, 1, mesh, shards), strict=False):
