@@ -38,10 +38,10 @@ def keep_programs(choice: str | None = None, processes: int = 1) -> str:
     jax.config.update('jax_enable_compilation_cache', False)
     return ''
   if not choice:
-    if not jax.config.jax_enable_compilation_cache:
+    if not jax.config.values['jax_enable_compilation_cache']:
       return ''
-    if jax.config.jax_compilation_cache_dir:
-      return _kept_in(jax.config.jax_compilation_cache_dir)
+    if folder := jax.config.values['jax_compilation_cache_dir']:
+      return _kept_in(folder)
     if processes > 1:
       return ''
   if choice and '://' in choice:

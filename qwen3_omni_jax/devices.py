@@ -61,7 +61,7 @@ def without_absent_tpu() -> str | None:
   """
   import jax
 
-  if jax.config.jax_platforms or os.environ.get('PJRT_NAMES_AND_LIBRARY_PATHS'):
+  if jax.config.values['jax_platforms'] or os.environ.get('PJRT_NAMES_AND_LIBRARY_PATHS'):
     return None  # jax itself has set it, too, where it has found a TPU
   if tpu_signs() or importlib.util.find_spec('libtpu') is None and not _nvidia():
     return None
@@ -112,6 +112,6 @@ def _unused_gpu() -> str:
   """What to do where there is an NVIDIA GPU and nothing to use it with."""
   import jax
 
-  if jax.config.jax_platforms != 'cpu' or os.environ.get('JAX_PLATFORMS') or not _nvidia():
+  if jax.config.values['jax_platforms'] != 'cpu' or os.environ.get('JAX_PLATFORMS') or not _nvidia():
     return ''
   return "there is an NVIDIA GPU; to use it: pip install 'qwen3-omni-jax[gpu]'"

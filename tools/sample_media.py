@@ -55,17 +55,20 @@ def write_video(path: pathlib.Path, seconds: float, fps: int, sound: np.ndarray 
   the same bytes every time.
   """
   import av
+  import av.logging
 
   av.logging.set_level(None)  # quiet; see media.container
   with av.open(str(path), 'w') as container:
     x264 = 'libx264' in av.codecs_available
     video = container.add_stream('libx264' if x264 else 'mpeg4', rate=fps, options={'qp': '20'} if x264 else {})
     video.codec_context.thread_count = 1
-    video.height, video.width, video.pix_fmt = *size, 'yuv420p'
+    height, width = size
+    video.height, video.width = height, width
+    video.pix_fmt = 'yuv420p'
     audio = container.add_stream('aac', rate=RATE_HZ, layout='stereo') if sound is not None else None
     frames = int(seconds * fps)
     for i in range(frames):
-      picture = av.VideoFrame.from_ndarray(shapes(*size, i / frames), format='rgb24')
+      picture = av.VideoFrame.from_ndarray(shapes(height, width, i / frames), format='rgb24')
       container.mux(video.encode(picture))
     container.mux(video.encode(None))
     if audio is not None and sound is not None:

@@ -120,11 +120,11 @@ def _prefill(cfg: OmniConfig, job: Job, mesh):
   params, sampling, limits = _thinker_call(cfg, job, mesh)
   zeros = lambda *shape, dtype=np.int32: np.broadcast_to(np.zeros((), dtype), shape)
   tokens = ThinkerTokens(
-    *_rows((zeros(B, T), zeros(B, T)), B, mesh)[:1],
+    _rows(zeros(B, T), B, mesh),
     _rows(zeros(3, B, T, dtype=np.float32), B, mesh, 1),
     _rows(zeros(B, T), B, mesh),
   )
-  batch = Batch(tokens, Media(), *_rows((zeros(B), zeros(B, dtype=np.float32)), B, mesh))
+  batch = Batch(tokens, Media(), _rows(zeros(B), B, mesh), _rows(zeros(B, dtype=np.float32), B, mesh))
   tap = cfg.talker.accept_hidden_layer if cfg.talker else None
   call = _Static(jitted(decode.prefill), slots=T, outputs=16, penalised=False, dtype=jnp.bfloat16, tap_layer=tap)
   return call, (params, cfg.thinker, batch, Features(), sampling, limits), {'weights': params, 'activations': batch}

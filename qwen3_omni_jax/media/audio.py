@@ -260,6 +260,7 @@ def _through_soundfile(data: bytes, name: str, limits: Limits, start_s: float, e
 def decode_track(data: bytes, name: str, limits: Limits) -> SoundTrack | None:
   """The sound of a container through FFmpeg; None if it has none. See media.timeline for what counts, and when it is heard."""
   import av
+  import av.error
 
   with open_container(data, name, 'audio') as container:
     stream, picture = (chosen_stream(container, kind) for kind in ('audio', 'video'))
@@ -287,7 +288,7 @@ def decode_track(data: bytes, name: str, limits: Limits) -> SoundTrack | None:
             blocks.add(part.to_ndarray().T)
       for part in resampler.resample(None) if blocks.samples else ():
         blocks.add(part.to_ndarray().T)
-    except (av.FFmpegError, ValueError, OSError, MemoryError) as e:
+    except (av.error.FFmpegError, ValueError, OSError, MemoryError) as e:
       if str(e).startswith(name):
         raise
       raise unreadable(name, f'audio: broken after {blocks.samples / blocks.rate_hz:.2f} s', e) from e

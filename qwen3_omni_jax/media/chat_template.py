@@ -149,8 +149,8 @@ def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=
 
 def _generation_tag():
   """{% generation %} … {% endgeneration %} marks assistant text in some templates: rendered as its contents."""
-  import jinja2
   import jinja2.ext
+  from jinja2 import nodes
 
   class GenerationTag(jinja2.ext.Extension):
     tags = {'generation'}  # noqa: RUF012
@@ -158,6 +158,6 @@ def _generation_tag():
     def parse(self, parser):
       line = next(parser.stream).lineno
       body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
-      return jinja2.nodes.Scope(body, lineno=line)
+      return nodes.Scope(body, lineno=line)
 
   return GenerationTag

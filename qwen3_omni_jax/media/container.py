@@ -59,6 +59,8 @@ FORMATS = (
 def open_container(data: bytes, name: str, kind: str) -> Any:
   """The open PyAV container of `data`. kind: what was expected of it, for the error ('a video', 'audio')."""
   import av
+  import av.error
+  import av.logging
 
   check_one_recording(data, name)
   # Errors come as exceptions, so the log is off, and off means None: with any other level PyAV hands errors of the decoder's
@@ -67,7 +69,7 @@ def open_container(data: bytes, name: str, kind: str) -> Any:
   options = {'format_whitelist': ','.join(FORMATS), 'protocol_whitelist': 'none'}
   try:
     return av.open(io.BytesIO(data), options=options)
-  except (av.FFmpegError, ValueError, OSError, MemoryError) as e:
+  except (av.error.FFmpegError, ValueError, OSError, MemoryError) as e:
     raise unreadable(name, kind, e, data) from e
 
 

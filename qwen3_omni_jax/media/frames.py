@@ -27,7 +27,8 @@ class Kept:
 
   def add(self, frame: np.ndarray) -> None:
     """The frame `next`, as often as it was chosen."""
-    check_frame(*frame.shape[:2], self.name, self.limits)
+    height, width, _ = frame.shape
+    check_frame(height, width, self.name, self.limits)
     if self.fit is not None:
       frame = self.fit(frame, len(self.indices))
     if self.frames and frame.shape != self.frames[0].shape:
@@ -75,6 +76,7 @@ def read_timeline(data: bytes, name: str, limits: Limits) -> tuple[Timeline, flo
   """(the timeline, when its first frame is shown by the container's clock: None if packets have no times). Nothing is decoded:
   every packet is looked at. Raises ValueError if the video ends before its header says."""
   import av
+  import av.error
 
   with open_container(data, name, 'a video') as container:
     stream, sound = (chosen_stream(container, kind) for kind in ('video', 'audio'))
@@ -89,7 +91,7 @@ def read_timeline(data: bytes, name: str, limits: Limits) -> tuple[Timeline, flo
         see(tracks, packet)
         if picture.packets > limits.video_source_frames:
           raise ValueError(f'{name}: more than {limits.video_source_frames} frames')
-    except av.FFmpegError as e:
+    except av.error.FFmpegError as e:
       if not picture.packets:
         raise unreadable(name, 'a video', e) from e
     if not picture.packets:
@@ -117,6 +119,7 @@ def _decode(data: bytes, kept: Kept, line: Timeline, first_s: float | None) -> n
   """Adds the frames to be kept, decoded in order, as long as they come as the timeline says. Returns when they came, seconds from
   first_s on, not a number where that is unknown."""
   import av
+  import av.error
 
   came: list[float] = []
   as_said = True
@@ -135,7 +138,7 @@ def _decode(data: bytes, kept: Kept, line: Timeline, first_s: float | None) -> n
           kept.add(_upright(frame))
         if kept.next is None:
           break
-    except (av.FFmpegError, ValueError, OSError, MemoryError) as e:
+    except (av.error.FFmpegError, ValueError, OSError, MemoryError) as e:
       if isinstance(e, ValueError) and str(e).startswith(kept.name):
         raise
       raise unreadable(kept.name, f'a video: broken after {len(came)} frames', e) from e

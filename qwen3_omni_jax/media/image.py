@@ -139,7 +139,8 @@ def load_image(source: Any, limits: Limits | None = None, root: pathlib.Path | N
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # Pillow's own bomb and metadata warnings: the limit below decides
       image = source if data is None else _open(data)
-      _check_pixels(*image.size, name, limits)
+      width, height = image.size
+      _check_pixels(width, height, name, limits)
       return _rgb(ImageOps.exif_transpose(image), image.format, name)
   except (
     OSError,
@@ -230,7 +231,8 @@ def image_patches(
   pixels: np.ndarray, settings: ImageSettings, size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
   """(patch rows float32 'P 1536', grid (1, rows, columns)) of one image, resized to `size`, or to fit."""
-  size = size or smart_resize(*pixels.shape[:2], settings.factor, settings.min_pixels, settings.max_pixels)
+  height, width, _ = pixels.shape
+  size = size or smart_resize(height, width, settings.factor, settings.min_pixels, settings.max_pixels)
   return patch_rows(np.repeat(resize(pixels, *size)[None], settings.temporal_patch, axis=0), settings)
 
 

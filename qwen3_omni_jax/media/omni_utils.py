@@ -74,7 +74,8 @@ def resized_image(pixels: np.ndarray, keys: MediaKeys, limits: Limits, factor: i
   """A picture, uint8 'H W 3', in its size; by Pillow, as theirs."""
   from PIL import Image
 
-  height, width = image_size(*pixels.shape[:2], keys, factor)
+  height, width, _ = pixels.shape
+  height, width = image_size(height, width, keys, factor)
   if height * width > limits.image_pixels:
     raise ValueError(f'resized to {width}×{height} pixels; the limit is {limits.image_pixels} in all: lower min_pixels')
   return np.asarray(Image.fromarray(pixels).resize((width, height)))
@@ -91,7 +92,8 @@ def video_patches(frames: np.ndarray, settings: ImageSettings) -> tuple[np.ndarr
   """(patch rows float32 'P 1536', grid) of frames as above, an even number: the processor's resize, which for their float32
   frames neither rounds nor clips. Pair by pair: a long video's frames in float32 would be gigabytes."""
   t, step = len(frames) // settings.temporal_patch, settings.temporal_patch
-  h, w = smart_resize(*frames.shape[1:3], settings.factor, settings.video_min_pixels, settings.video_max_pixels)
+  _, height, width, _ = frames.shape
+  h, w = smart_resize(height, width, settings.factor, settings.video_min_pixels, settings.video_max_pixels)
   rows, columns = h // settings.patch, w // settings.patch
   out = np.empty((t, rows * columns, settings.patch**2 * 3 * step), np.float32)
   for i in range(t):

@@ -227,7 +227,8 @@ class Processor:
       if how.utils:
         pixels = omni_utils.resized_image(pixels, keys, self.limits)
       else:
-        size = image_size(*pixels.shape[:2], self.images, keys)
+        height, width, _ = pixels.shape
+        size = image_size(height, width, self.images, keys)
       patches, grid = image_patches(pixels, self.images, size)
       row.images.append(Visual(patches, grid, 'image'))
       row.visuals.append(row.images[-1])

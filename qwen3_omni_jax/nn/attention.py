@@ -69,7 +69,7 @@ def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window:
     q, query, key = tie_to(q, query, key)
   groups = lambda q: q.reshape(B, T, K, N // K, H)
   masked = lambda q, k, v: cudnn_attention(q, k, v, mask_fn(query, key))
-  in_blocks = lambda q, k, v: blockwise(mask_fn, groups(q), k, v, query, key).reshape(B, T, N, H)
+  in_blocks = lambda q, k, v: jnp.reshape(blockwise(mask_fn, groups(q), k, v, query, key), (B, T, N, H))
   if backend == 'cudnn' and aligned and window is None and T == k.shape[1]:
     return cudnn_causal(q, k, v, segment, masked if T * T <= CUDNN_SCORES else in_blocks)
   if backend == 'cudnn':

@@ -64,7 +64,7 @@ def splash_attention(
   q, k, v, q_segment, k_segment = map(pad, (q, k, v, q_segment, k_segment))
   heads_first = lambda x: jnp.einsum('BTNH->BNTH', x)
   run = jax.vmap(lambda q, k, v, q_ids, k_ids: kernel(q, k, v, segment_ids=splash.SegmentIds(q_ids, k_ids)))
-  out = run(*map(heads_first, (q, k, v)), q_segment, k_segment)
+  out = run(heads_first(q), heads_first(k), heads_first(v), q_segment, k_segment)
   # To the kernel, padding is a segment like any other.
   return jnp.where(q_segment[..., None, None] != 0, heads_first(out), 0)[:, :T]
 

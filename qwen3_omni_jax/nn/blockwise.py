@@ -5,6 +5,7 @@ softmax denominator, which is all that forward keeps beside its inputs and its r
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,9 @@ def blockwise(mask_fn, q, k, v, query, key) -> jax.Array:
   return _forward(mask_fn, q, k, v, query, key)[0]
 
 
-def tie_to(q, query, key):
+def tie_to(q, query, key) -> Any:
   """(q, query, key) unchanged, but query and key are computed no earlier than q."""
-  (query, key), q = jax.lax.optimization_barrier(((query, key), q))
-  return q, query, key
+  return jax.lax.optimization_barrier((q, query, key))
 
 
 def _forward(mask_fn, q, k, v, query, key):

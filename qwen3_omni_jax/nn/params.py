@@ -67,7 +67,7 @@ def init_params(spec: Spec, key: Array, dtype=jnp.float32) -> Params:
   """Random initial values. Each array's key is folded from its path, so adding a parameter does not move the others."""
 
   def walk(node: Spec | Param, path: str):
-    if is_param(node):
+    if isinstance(node, Param):
       return node.create(jax.random.fold_in(key, zlib.crc32(path.encode())), dtype)
     return {name: walk(child, f'{path}/{name}') for name, child in node.items()}
 

@@ -16,7 +16,7 @@ NAMES = ('none', *POLICIES)
 
 def rematerialised(layer: Callable, remat: bool | str) -> Callable:
   """layer, for use in a scan. remat: of NAMES; True is 'full', False 'none'."""
-  name = {True: 'full', False: 'none'}.get(remat, remat)
+  name = remat if isinstance(remat, str) else 'full' if remat else 'none'
   if name == 'none':
     return layer
   if name not in POLICIES:

@@ -82,7 +82,8 @@ class Int8Piece(Piece):
     if check:
       self._require(' '.join(digest.hexdigest() for digest in digests))
     out = (memory or _new)(math.prod(self.shape) * self.dtype.itemsize).view(self.dtype).reshape(self.shape)
-    copy_into(self.tensor.to_ours(out), dequantize(*found, self.dtype))
+    values, scales = found
+    copy_into(self.tensor.to_ours(out), dequantize(values, scales, self.dtype))
     return out
 
 
