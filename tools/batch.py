@@ -149,7 +149,7 @@ def _progress():
   started, last = time.monotonic(), [time.monotonic()]
   terminal = sys.stderr.isatty()
 
-  def tell(rows: int, total: int) -> None:
+  def report_progress(rows: int, total: int) -> None:
     now = time.monotonic()
     if now - last[0] < (0.5 if terminal else 30):
       return
@@ -157,7 +157,7 @@ def _progress():
     line = f'{rows} rows of this run, {total} in the job; {rows / (now - started):.2f} rows/s'
     print(f'\r{line}   ' if terminal else line, end='' if terminal else '\n', file=sys.stderr, flush=True)
 
-  return tell
+  return report_progress
 
 
 def _tell(summary: dict[str, Any], as_json: bool) -> int:

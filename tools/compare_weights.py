@@ -105,9 +105,9 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _print_problems(heading: str, problems: dict[str, list[str]]) -> None:
-  from ..weights.names import told
+  from ..weights.names import problem_lines
 
-  print(heading, *told(problems), sep='\n')
+  print(heading, *problem_lines(problems), sep='\n')
 
 
 def _print_json(data: dict[str, Any]) -> None:

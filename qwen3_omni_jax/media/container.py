@@ -98,5 +98,5 @@ def unreadable(name: str, kind: str, error: BaseException, data: bytes = b'') ->
   # PyAV adds a nameless '<none>' to its messages.
   reason = str(error).split(": '<none>'")[0]
   content = content_of(data) if data else ''
-  said = f'; its content is {content}' if content else ''
-  return ValueError(f'{name}: not readable as {kind} ({reason[:200]}){said}')
+  found = f'; its content is {content}' if content else ''
+  return ValueError(f'{name}: not readable as {kind} ({reason[:200]}){found}')

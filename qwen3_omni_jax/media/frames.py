@@ -13,7 +13,7 @@ from .timeline import SLACK_S, Timeline, Track, check_whole, decoded_timeline, m
 Fit = Callable[[np.ndarray, int], np.ndarray]  # a frame and the number of frames -> the frame resized
 
 
-class Kept:
+class SampledFrames:
   """The sampled frames as they come by, resized if there is a rule for it; within the limits."""
 
   def __init__(self, name: str, limits: Limits, fit: Fit | None, indices: np.ndarray):
@@ -60,10 +60,10 @@ def read_frames(
   """
   line, first = read_timeline(data, name, limits)
   for _ in range(2):
-    kept = Kept(name, limits, fit, choose(line))
-    came = _decode(data, kept, line, first)
-    if kept.next is None:
-      return kept.stacked(), line
+    sampled = SampledFrames(name, limits, fit, choose(line))
+    came = _decode(data, sampled, line, first)
+    if sampled.next is None:
+      return sampled.stacked(), line
     if not len(came):
       break
     # Some packets carry no frame of their own, or two: the frames that came decide.
@@ -115,33 +115,35 @@ def read_timeline(data: bytes, name: str, limits: Limits) -> tuple[Timeline, flo
   return line, None if picture.counted else first
 
 
-def _decode(data: bytes, kept: Kept, line: Timeline, first_s: float | None) -> np.ndarray:
-  """Adds the frames to be kept, decoded in order, as long as they come as the timeline says. Returns when they came, seconds from
-  first_s on, not a number where that is unknown."""
+def _decode(data: bytes, sampled: SampledFrames, line: Timeline, first_s: float | None) -> np.ndarray:
+  """Adds the chosen frames, decoded in order, as long as they come as the timeline says.
+
+  Returns when frames came: seconds from first_s on, not a number where that is unknown.
+  """
   import av
   import av.error
 
   came: list[float] = []
   as_said = True
-  with open_container(data, kept.name, 'a video') as container:
+  with open_container(data, sampled.name, 'a video') as container:
     stream = chosen_stream(container, 'video')
     assert stream is not None  # the timeline was read from it
     stream.thread_type = 'AUTO'
     try:
       for frame in container.decode(stream):
-        check_frame(frame.height, frame.width, kept.name, kept.limits)
+        check_frame(frame.height, frame.width, sampled.name, sampled.limits)
         came.append(np.nan if first_s is None or frame.time is None else frame.time - first_s)
         seen = len(came) - 1
         # Not a number is never farther away.
         as_said &= seen < len(line.times) and not abs(came[seen] - line.times[seen]) > line.rounding_s
-        if as_said and kept.next == seen:
-          kept.add(_upright(frame))
-        if kept.next is None:
+        if as_said and sampled.next == seen:
+          sampled.add(_upright(frame))
+        if sampled.next is None:
           break
     except (av.error.FFmpegError, ValueError, OSError, MemoryError) as e:
-      if isinstance(e, ValueError) and str(e).startswith(kept.name):
+      if isinstance(e, ValueError) and str(e).startswith(sampled.name):
         raise
-      raise unreadable(kept.name, f'a video: broken after {len(came)} frames', e) from e
+      raise unreadable(sampled.name, f'a video: broken after {len(came)} frames', e) from e
   return np.array(came)
 
 

@@ -161,8 +161,8 @@ def load_image(source: Any, limits: Limits | None = None, root: pathlib.Path | N
     if isinstance(e, ValueError) and str(e).startswith(name):
       raise
     content = '' if data is None else content_of(data)
-    said = f'; its content is {content}' if content else ''
-    raise ValueError(f'{name}: not readable as an image ({type(e).__name__}: {_reason(e)}){said}') from e
+    found = f'; its content is {content}' if content else ''
+    raise ValueError(f'{name}: not readable as an image ({type(e).__name__}: {_reason(e)}){found}') from e
 
 
 def _open(data: bytes) -> Any:

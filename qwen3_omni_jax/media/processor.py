@@ -43,7 +43,7 @@ def check_media(value: Any) -> Media:
 
 
 @dataclasses.dataclass(frozen=True)
-class _How:
+class _Settings:
   """What holds for all media of a call."""
 
   fps: float
@@ -148,11 +148,11 @@ class Processor:
       variables['tools'] = plain_json(tools, 'tools')
     if enable_thinking is not None:
       variables['enable_thinking'] = plain_json(enable_thinking, 'enable_thinking')
-    how = self._how(fps, media, audio_in_video, reference_exact)
+    settings = self._settings(fps, media, audio_in_video, reference_exact)
     prepared = []
     for messages in conversations:
       ids, items = self.prompt_ids(messages, reference_exact, **variables)
-      prepared.append(self._load_all(ids, items, how))
+      prepared.append(self._load_all(ids, items, settings))
     waves = [wave for row in prepared for wave in row.waves]
     sounds = iter(_featurise(waves, together=reference_exact))
     return [self._assemble(row, [next(sounds) for _ in row.waves]) for row in prepared]
@@ -188,7 +188,7 @@ class Processor:
     for part in plain[0]['content']:
       pieces += [part['text']] if part['type'] == 'text' else map(SpecialToken, PLACEHOLDERS[part['type']])
     ids = self.tokenizer.encode_prompt([*pieces, SpecialToken('<|endoftext|>')])
-    row = self._load_all(ids, items, self._how(fps, media, audio_in_video))
+    row = self._load_all(ids, items, self._settings(fps, media, audio_in_video))
     return self._assemble(row, _featurise(row.waves, together=False))
 
   def prompt_ids(self, messages: Any, reference_exact: bool = False, **variables: Any) -> tuple[list[int], list[MediaItem]]:
@@ -203,20 +203,20 @@ class Processor:
       prompt = self.template.prompt(plain, **variables)
     return self.tokenizer.encode_prompt(prompt), media
 
-  def _how(self, fps: float | None, media: Media | None, hear: bool, reference_exact: bool = False) -> _How:
+  def _settings(self, fps: float | None, media: Media | None, hear: bool, reference_exact: bool = False) -> _Settings:
     media = self.media if media is None else check_media(media)
-    return _How(self.fps if fps is None else fps, media == 'utils', hear, reference_exact)
+    return _Settings(self.fps if fps is None else fps, media == 'utils', hear, reference_exact)
 
-  def _load_all(self, ids: list[int], media: list[MediaItem], how: _How) -> _Prepared:
+  def _load_all(self, ids: list[int], media: list[MediaItem], settings: _Settings) -> _Prepared:
     row = _Prepared(ids)
     for item in media:
       try:
-        self._load(row, item, how)
+        self._load(row, item, settings)
       except ValueError as e:
         raise ValueError(f'{item.where}: {e}') from e
     return row
 
-  def _load(self, row: _Prepared, item: MediaItem, how: _How) -> None:
+  def _load(self, row: _Prepared, item: MediaItem, settings: _Settings) -> None:
     source, keys, access = item.source, item.keys, {'limits': self.limits, 'root': self.media_root}
     stretch = {'start_s': keys.start_s, 'end_s': keys.end_s}
     if item.kind == 'audio':
@@ -224,7 +224,7 @@ class Processor:
       row.waves.append(load_audio(source, **access, **stretch))
     elif item.kind == 'image':
       pixels, size = load_image(source, **access), None
-      if how.utils:
+      if settings.utils:
         pixels = omni_utils.resized_image(pixels, keys, self.limits)
       else:
         height, width, _ = pixels.shape
@@ -233,13 +233,13 @@ class Processor:
       row.images.append(Visual(patches, grid, 'image'))
       row.visuals.append(row.images[-1])
     else:
-      clip = load_video(source, fps=how.fps, keys=keys, **access, fit=self.images, utils=how.utils)
-      patches, grid = video_patches(clip.frames, self.images, how.utils)
+      clip = load_video(source, fps=settings.fps, keys=keys, **access, fit=self.images, utils=settings.utils)
+      patches, grid = video_patches(clip.frames, self.images, settings.utils)
       video = Visual(patches, grid, 'video')
-      hear = how.hear if keys.audio_in_video is None else keys.audio_in_video
+      hear = settings.hear if keys.audio_in_video is None else keys.audio_in_video
       wave = video_audio(source, **access, **stretch) if hear else None
-      clock = clip.fps if how.reference_exact else clip.sampled_fps
-      late_s = 0.0 if wave is None or how.reference_exact else clip.late_s
+      clock = clip.fps if settings.reference_exact else clip.sampled_fps
+      late_s = 0.0 if wave is None or settings.reference_exact else clip.late_s
       row.videos.append((video, self.images.temporal_patch / clock, late_s, None if wave is None else len(row.waves)))
       row.visuals.append(video)
       if wave is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import omni_utils
 from .audio import cut_track, decode_track, track_samples
-from .frames import Fit, Kept, check_frame, read_frames
+from .frames import Fit, SampledFrames, check_frame, read_frames
 from .image import ImageSettings, load_image, patch_rows
 from .keys import NO_KEYS, MediaKeys, is_picture_list
 from .resample import resize
@@ -137,10 +137,10 @@ def load_video(
   if isinstance(source, (tuple, list)):
     frames, source_fps = _array(source)
     line = make_timeline(np.arange(len(frames)) / source_fps, len(frames) / source_fps, source_fps)
-    kept = Kept(name, limits, resized, sampling.indices(line))
-    while kept.next is not None:
-      kept.add(frames[kept.next])
-    return sampling.clip(kept.stacked(), line)
+    sampled = SampledFrames(name, limits, resized, sampling.indices(line))
+    while sampled.next is not None:
+      sampled.add(frames[sampled.next])
+    return sampling.clip(sampled.stacked(), line)
   data = read_bytes(source, limits, root)
   frames, line = read_frames(data, name, limits, sampling.indices, resized)
   return sampling.clip(frames, line)
@@ -165,17 +165,17 @@ def _pictures(
 ) -> VideoClip:
   """A list of pictures as a video of `sample_fps` pictures a second (2 if it is not said)."""
   name = f'list of {len(source)} pictures'
-  kept = Kept(name, limits, _fit(name, limits, keys, fit, utils), np.arange(len(source)))
+  sampled = SampledFrames(name, limits, _fit(name, limits, keys, fit, utils), np.arange(len(source)))
   for i, item in enumerate(source):
     try:
       pixels = load_image(item, limits, root)
       if utils:
         pixels = omni_utils.resized_image(pixels, keys, limits, omni_utils.LISTED_FACTOR)
-      kept.add(pixels)
+      sampled.add(pixels)
     except ValueError as e:
       raise ValueError(f'picture {i} of the list: {e}') from e
   rate = float(LISTED_FPS if keys.sample_fps is None else keys.sample_fps)
-  return VideoClip(kept.stacked(), rate, rate, len(source) / rate)
+  return VideoClip(sampled.stacked(), rate, rate, len(source) / rate)
 
 
 def _number(value: Any) -> bool:

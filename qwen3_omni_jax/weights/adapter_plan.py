@@ -200,9 +200,9 @@ class Plan:
     return alone if any(f'{alone}{end}' in self._wanted for end in ends) else published_name(name, False)
 
   def _has_rank(self, a: str, key: str, rank: int) -> bool:
-    if rank != (said := self._config.rank(key)):
-      self.problems['of_another_rank'].append(f'{a}: {rank}, but {CONFIG} says {said}')
-    return rank == said
+    if rank != (declared := self._config.rank(key)):
+      self.problems['of_another_rank'].append(f'{a}: {rank}, but {CONFIG} says {declared}')
+    return rank == declared
 
   def _misshapen(self, a: str, b: str, what: str) -> None:
     shapes = [list(self._adapter.shape(name)) for name in (a, b)]

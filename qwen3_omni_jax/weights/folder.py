@@ -43,23 +43,23 @@ def read_folder(folder: pathlib.Path) -> Folder:
   for file, shard in shards.items():
     for tensor in shard.names():
       holders.setdefault(tensor, []).append(file)
-  said = listed or {}
+  index = listed or {}
   tensors, repeated, twice = {}, [], []
   for tensor, files in holders.items():
     among = [file for file in files if file in named] or files
-    file = said[tensor] if said.get(tensor) in files else among[0]
+    file = index[tensor] if index.get(tensor) in files else among[0]
     tensors[tensor] = shards[file]
-    if said.get(tensor) not in files and len(among) > 1:
+    if index.get(tensor) not in files and len(among) > 1:
       repeated.append(f'{tensor}: in both {" and ".join(among)}')
     elif others := [other for other in files if other != file and other in named]:
       twice.append(f'{tensor}: in {file}, which the index names, and in {", ".join(others)}')
   used = {shard.path.name for shard in tensors.values()}
   wrong = {
-    'not_in_the_index': [f'{t}: in {s.path.name}' for t, s in tensors.items() if listed is not None and t not in said],
+    'not_in_the_index': [f'{t}: in {s.path.name}' for t, s in tensors.items() if listed is not None and t not in index],
     'elsewhere_in_the_index': [
-      f'{t}: in {s.path.name}, the index says {said[t]}' for t, s in tensors.items() if t in said and said[t] != s.path.name
+      f'{t}: in {s.path.name}, the index says {index[t]}' for t, s in tensors.items() if t in index and index[t] != s.path.name
     ],
-    ABSENT: _absent({t: file for t, file in said.items() if t not in tensors}, shards, broken),
+    ABSENT: _absent({t: file for t, file in index.items() if t not in tensors}, shards, broken),
     'present_twice': twice,
   }
   beside = {

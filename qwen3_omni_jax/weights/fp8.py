@@ -131,9 +131,9 @@ def scheme_of(config: pathlib.Path, tensors: Mapping[str, Header], dtype: np.dty
   found = [place.get(key) for key in QUANTISATION for place in places]
   quantised = next((value for value in found if isinstance(value, dict)), {})
   _refuse_others(config.parent, tensors, quantised.get('quant_method'))
-  said = [place.get(key) for place in places for key in ('dtype', 'torch_dtype')]
+  declared = [place.get(key) for place in places for key in ('dtype', 'torch_dtype')]
   floats = {known.name: known for known in FLOATS}
-  default = next((floats[name] for name in said if isinstance(name, str) and name in floats), PLAIN.dtype)
+  default = next((floats[name] for name in declared if isinstance(name, str) and name in floats), PLAIN.dtype)
   return Scheme(_block_of(quantised), dtype or default, _are_reciprocals(config.parent, tensors))
 
 
@@ -156,8 +156,8 @@ def is_of_activations(name: str, tensors: Mapping[str, Header]) -> bool:
 def _block_of(quantised: dict[str, Any]) -> tuple[int, int]:
   groups = quantised.get('config_groups')
   weights = [group.get('weights') for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
-  said = [quantised.get('weight_block_size'), *(w.get('block_structure') for w in weights if isinstance(w, dict))]
-  for block in said:
+  declared = [quantised.get('weight_block_size'), *(w.get('block_structure') for w in weights if isinstance(w, dict))]
+  for block in declared:
     if isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):
       return block[0], block[1]
   return _BLOCK

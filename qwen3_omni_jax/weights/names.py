@@ -1,4 +1,4 @@
-"""Long lists of tensor names, told in full but briefly: 6,144 expert names are one line.
+"""Long lists of tensor names, given in full but briefly: 6,144 expert names are one line.
 
 `compress` loses nothing: the numbers of a pattern are printed as exact sets ('{0-41,43-47}'), each line with its count.
 """
@@ -54,11 +54,11 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def report(heading: str, **problems: Sequence[str]) -> None:
   """Raises ValueError listing every problem under its kind (`missing=`, `unknown=`, ...); returns if there is none."""
-  if lines := told(problems):
+  if lines := problem_lines(problems):
     raise ValueError('\n'.join([heading, *lines]))
 
 
-def told(problems: Problems) -> list[str]:
+def problem_lines(problems: Problems) -> list[str]:
   """The lines of a report: each kind with its count, then the names."""
   lines = []
   for kind, names in problems.items():

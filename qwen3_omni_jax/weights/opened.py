@@ -15,7 +15,7 @@ from .names import Problems, report
 from .quantized import INT8, int8_axes, pair_of, stored_shapes
 from .remote import local_folder
 from .safetensors import Memory, Shards, as_bytes
-from .source import Published, survey, tell, views_of
+from .source import Published, print_notes, survey, views_of
 from .table import Tensor, copy_into, published
 from .view import View
 from .work import refuse_unfinished
@@ -159,7 +159,7 @@ def open_checkpoint(
     opened = _converted(folder, cfg) if store.is_converted(folder) else _published(folder, cfg, dtype)
   if strict:
     report(f'{folder}: the weights do not match config.json', **opened.problems)
-    tell(folder, opened.notes)
+    print_notes(folder, opened.notes)
   return opened
 
 

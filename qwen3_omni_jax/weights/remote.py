@@ -105,5 +105,5 @@ def _copy_small_files(url: str, folder: pathlib.Path) -> None:
       if '/' not in name and not name.startswith('.'):
         (folder / name).write_bytes(store.read(name).result().value)
   except DAMAGED as error:
-    said = str(error) if str(error).startswith(url) else f'{url}: cannot be read ({first_line(error)})'
-    raise ValueError(said) from error
+    message = str(error) if str(error).startswith(url) else f'{url}: cannot be read ({first_line(error)})'
+    raise ValueError(message) from error

@@ -10,7 +10,7 @@ import numpy as np
 from ..config import OmniConfig
 from .folder import ABSENT, Folder, read_folder
 from .fp8 import FP8, PLAIN, SCALE_DTYPES, Scaled, Scheme, is_of_activations, scale_of, scheme_of
-from .names import report, told
+from .names import problem_lines, report
 from .safetensors import Header, Shards, index_of, plan_shards
 from .spelling import common_dtype, published_name, split
 from .table import published
@@ -55,14 +55,14 @@ def open_published(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None
   if broken := found.problems.pop('broken'):
     raise ValueError('\n'.join(broken))
   report(f'{folder}: the weights do not match config.json', **found.problems)
-  tell(folder, found.notes)
+  print_notes(folder, found.notes)
   return found
 
 
-def tell(folder: pathlib.Path, notes: Mapping[str, list[str]]) -> None:
+def print_notes(folder: pathlib.Path, notes: Mapping[str, list[str]]) -> None:
   """Prints notes, if there are any."""
   if notes:
-    print('\n'.join([f'{folder}: read as the headers of its shards say', *told(notes)]), file=sys.stderr)
+    print('\n'.join([f'{folder}: read as the headers of its shards say', *problem_lines(notes)]), file=sys.stderr)
 
 
 def survey(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None = None) -> Published:

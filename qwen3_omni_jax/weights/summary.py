@@ -93,14 +93,14 @@ def summarise(folder: str | pathlib.Path) -> Summary | Unfinished:
 
 def _unfinished(folder: pathlib.Path) -> Unfinished:
   identity, finished, _ = read_journal(folder if (folder / JOURNAL).is_file() else folder.parent)
-  said = identity or {}  # nothing, of a conversion that was stopped before its first tensor
+  recorded = identity or {}  # nothing, of a conversion that was stopped before its first tensor
   return Unfinished(
     folder=str(folder),
-    conversion=said.get('conversion', 'unknown'),
-    parts=said.get('parts', []),
-    dtype=said.get('dtype'),
+    conversion=recorded.get('conversion', 'unknown'),
+    parts=recorded.get('parts', []),
+    dtype=recorded.get('dtype'),
     finished=len(finished),
-    tensors=said.get('tensors', 0),
+    tensors=recorded.get('tensors', 0),
     tree=compress(finished),
   )
 
