@@ -50,7 +50,8 @@ def put(batches: Sequence[TrainBatch], mesh, shards: int) -> TrainBatch:
     except ValueError as error:
       raise ValueError(f'{shape.shape} over {shards} shards of rows: choose sizes that all devices share ({error})') from error
 
-  return jax.tree.map(place, local, shapes, specs)
+  batch = jax.tree.map(place, local, shapes, specs)
+  return batch.replace(media=batch.media.replace(lanes=local.media.lanes * shards))
 
 
 class Feed:

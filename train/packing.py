@@ -172,7 +172,7 @@ def assemble_batch(lanes: Sequence[tuple[int, Sequence[PlacedExample]]], shape: 
   tokens = ThinkerTokens(
     ids, positions, segment, None if audio is None else audio_index, None if visual is None else visual_index
   )
-  media = Media((audio.group,) if audio is not None else (), (visual.group,) if visual is not None else ())
+  media = Media((audio.group,) if audio is not None else (), (visual.group,) if visual is not None else (), lanes=n)
   return TrainBatch(tokens, media, targets, weights, kind)
 
 

@@ -67,7 +67,7 @@ def _train_batch(cfg: OmniConfig, job: Job):
   tokens = ThinkerTokens(
     of(B, T), of(3, B, T, dtype=np.float32), of(B, T), of(B, T) if audio else None, of(B, T) if visual else None
   )
-  return TrainBatch(tokens, Media(audio, visual), of(B, T), of(B, T, dtype=np.float32), of(B, T))
+  return TrainBatch(tokens, Media(audio, visual, lanes=B), of(B, T), of(B, T, dtype=np.float32), of(B, T))
 
 
 def _rows(tree, batch: int, mesh, axis: int = 0):

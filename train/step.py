@@ -50,7 +50,7 @@ def encode_media(params: Params, cfg: OmniConfig, media: Media, dtype, remat: st
     )
     for g in media.visual
   ]
-  return join_features(audio, visual)
+  return join_features(audio, visual, lanes=media.lanes)
 
 
 def loss_sums(

@@ -52,10 +52,15 @@ class VisualFrames(flax.struct.PyTreeNode):
 
 
 class Media(flax.struct.PyTreeNode):
-  """The media of a batch, grouped by shape. Feature rows are numbered through the groups in order, padding included."""
+  """The media of a batch, grouped by shape. Feature rows are numbered through the groups in order, padding included.
+
+  lanes: in training, where there is one group of each kind: the media of each of so many equal parts of the batch's rows lie in
+  the same part of the group's rows. 1: a row's media may lie anywhere.
+  """
 
   audio: tuple[AudioWindows, ...] = ()
   visual: tuple[VisualFrames, ...] = ()
+  lanes: int = flax.struct.field(pytree_node=False, default=1)
 
 
 class Batch(flax.struct.PyTreeNode):

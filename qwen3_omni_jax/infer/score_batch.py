@@ -49,7 +49,7 @@ def score_lanes(params: Params, cfg: ThinkerConfig, lanes: ScoreLanes, dtype, to
   index, features = None, Features()
   if lanes.features is not None and lanes.media is not None:
     together = jnp.moveaxis(lanes.features, 1, 0).reshape(lanes.features.shape[1], P * T, -1)
-    features = Features(visual=together[0], deepstack=together[1:])
+    features = Features(visual=together[0], deepstack=together[1:], lanes=P)
     index = jnp.where(lanes.media, jnp.arange(P * T, dtype=jnp.int32).reshape(P, T), -1)
   tokens = ThinkerTokens(lanes.ids, jnp.moveaxis(lanes.positions, 1, 0), lanes.segment, visual_index=index)
   out, _ = thinker_forward(params, cfg, tokens, features, dtype=dtype)

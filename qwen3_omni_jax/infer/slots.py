@@ -77,7 +77,7 @@ def feed_pieces(
   if piece.media is not None and piece.features is not None:
     index = jnp.where(piece.media, jnp.arange(P * C, dtype=jnp.int32).reshape(P, C), -1)
     together = piece.features.reshape(-1, P * C, piece.features.shape[-1])
-    features = Features(visual=together[0], deepstack=together[1:])
+    features = Features(visual=together[0], deepstack=together[1:], lanes=P)
   tokens = ThinkerTokens(piece.ids, piece.positions, piece.segment, visual_index=index)
   out, cache = thinker_extend(
     params, cfg, tokens, features, piece.start, state.cache, rows=slot, tap_layer=tap_layer, dtype=dtype

@@ -28,10 +28,11 @@ def omni_spec(cfg: OmniConfig) -> Spec:
   return spec
 
 
-def join_features(audio: Sequence, visual: Sequence[tuple], pad_to: int = 1) -> Features:
+def join_features(audio: Sequence, visual: Sequence[tuple], pad_to: int = 1, lanes: int = 1) -> Features:
   """Encoder outputs of several groups as rows, in group order, padded at the end to a multiple of pad_to rows.
 
-  audio: 'R T D' per group. visual: ('R P D', deepstack 'I R P D') per group.
+  audio: 'R T D' per group. visual: ('R P D', deepstack 'I R P D') per group. lanes: of Features; more than 1 only for one group
+  of each kind, since the parts of several would not lie together.
   """
 
   def rows(groups, axis):
@@ -42,4 +43,5 @@ def join_features(audio: Sequence, visual: Sequence[tuple], pad_to: int = 1) -> 
     audio=rows(audio, 0) if audio else None,
     visual=rows([v for v, _ in visual], 0) if visual else None,
     deepstack=rows([d for _, d in visual], 1) if visual else None,
+    lanes=lanes,
   )

@@ -18,6 +18,7 @@ from ..nn.decoder import Deepstack, Trace, decoder_spec, extend, forward, prefil
 from ..nn.expert_parallel import LOSSLESS, Dispatch
 from ..nn.layers import rms_norm
 from ..nn.params import Param, Spec, declare
+from ..nn.pick_rows import pick_rows
 from ..shapes import Array, Float, Int, Params
 from ..sharding import shard_looked_up, shard_rows
 
@@ -47,11 +48,15 @@ class ThinkerTokens(flax.struct.PyTreeNode):
 
 
 class Features(flax.struct.PyTreeNode):
-  """Encoder outputs as rows, in any order and with any padding rows between: the indices of ThinkerTokens pick."""
+  """Encoder outputs as rows, in any order and with any padding rows between: the indices of ThinkerTokens pick.
+
+  lanes: tokens and rows cut into so many equal parts correspond, part by part (see nn.pick_rows); 1 promises nothing.
+  """
 
   audio: Float[Array, 'R D'] | None = None
   visual: Float[Array, 'R D'] | None = None
   deepstack: Float[Array, 'I R D'] | None = None
+  lanes: int = flax.struct.field(pytree_node=False, default=1)
 
 
 class ThinkerOut(flax.struct.PyTreeNode):
@@ -68,11 +73,10 @@ def embed_tokens(params: Params, ids: Int[Array, 'B T'], dtype=jnp.float32) -> F
 
 
 def merge_features(
-  embeds: Float[Array, 'B T D'], features: Float[Array, 'R D'], index: Int[Array, 'B T']
+  embeds: Float[Array, 'B T D'], features: Float[Array, 'R D'], index: Int[Array, 'B T'], lanes: int = 1
 ) -> Float[Array, 'B T D']:
-  """embeds with features[index] wherever index >= 0."""
-  rows = shard_rows(jnp.take(features, jnp.maximum(index, 0), axis=0).astype(embeds.dtype))
-  return jnp.where(index[..., None] >= 0, rows, embeds)
+  """embeds with features[index] wherever index >= 0. lanes: see nn.pick_rows."""
+  return jnp.where(index[..., None] >= 0, pick_rows(features, index, lanes).astype(embeds.dtype), embeds)
 
 
 def embed_inputs(
@@ -82,10 +86,10 @@ def embed_inputs(
   embeds = embed_tokens(params, tokens.ids, dtype)
   deepstack = None
   if features.audio is not None:
-    embeds = merge_features(embeds, features.audio, tokens.audio_index)
+    embeds = merge_features(embeds, features.audio, tokens.audio_index, features.lanes)
   if features.visual is not None:
-    embeds = merge_features(embeds, features.visual, tokens.visual_index)
-    deepstack = Deepstack(features.deepstack, tokens.visual_index)
+    embeds = merge_features(embeds, features.visual, tokens.visual_index, features.lanes)
+    deepstack = Deepstack(features.deepstack, tokens.visual_index, features.lanes)
   return shard_rows(embeds), deepstack
 
 

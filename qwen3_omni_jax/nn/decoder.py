@@ -29,6 +29,7 @@ from .kernels import reads_cache_in_place
 from .layers import rms_norm, swiglu, swiglu_spec
 from .moe import Routing, moe, moe_spec
 from .params import Param, Spec, stack
+from .pick_rows import pick_rows
 from .remat import rematerialised
 
 
@@ -57,19 +58,19 @@ def decoder_spec(cfg: TextConfig) -> Spec:
 class Deepstack(flax.struct.PyTreeNode):
   """Visual features added to the residual stream after the first layers: level i after layer i.
 
-  index: row of `levels` for each token, -1 where the token is not visual.
+  index: row of `levels` for each token, -1 where the token is not visual. lanes: see nn.pick_rows.
   """
 
   levels: Float[Array, 'I R D']
   index: Int[Array, 'B T']
+  lanes: int = flax.struct.field(pytree_node=False, default=1)
 
   def add(self, x: Float[Array, 'B T D'], layer: Int[Array, '']) -> Float[Array, 'B T D']:
     count = self.levels.shape[0]
 
     def added():
       level = jax.lax.dynamic_index_in_dim(self.levels, jnp.minimum(layer, count - 1), keepdims=False)
-      rows = jnp.take(level, jnp.maximum(self.index, 0), axis=0).astype(x.dtype)
-      return x + jnp.where(self.index[..., None] >= 0, rows, 0)
+      return x + pick_rows(level, self.index, self.lanes).astype(x.dtype)
 
     return jax.lax.cond(layer < count, added, lambda: x)
 

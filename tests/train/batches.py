@@ -33,7 +33,7 @@ def params(seed: int = 7) -> dict:
 
 
 def batch(seed: int = 0, rows: int = B) -> TrainBatch:
-  """13 audio tokens and 4 visual ones in each row; one row packed, one padded; targets at about half of the places."""
+  """13 audio tokens and 4 visual ones in each row, a lane; one row packed, one padded; targets at about half of the places."""
   cfg, rng = config(), np.random.default_rng(seed)
   index = np.full((2, rows, T), -1, np.int32)
   for b in range(rows):
@@ -57,7 +57,7 @@ def batch(seed: int = 0, rows: int = B) -> TrainBatch:
   patches = rng.standard_normal((rows, 16, cfg.thinker.vision.patch_dim), dtype=np.float32)
   visual = VisualFrames(patches, at_row, at_col, side, side, side**2)
   kind = rng.integers(0, 5, (rows, T)).astype(np.int32)
-  return TrainBatch(tokens, Media((audio,), (visual,)), rng.integers(0, V, (rows, T)).astype(np.int32), weights, kind)
+  return TrainBatch(tokens, Media((audio,), (visual,), lanes=rows), rng.integers(0, V, (rows, T)).astype(np.int32), weights, kind)
 
 
 def stacked(batches) -> TrainBatch:

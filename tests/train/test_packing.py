@@ -93,6 +93,7 @@ def test_tokens_of_media_point_at_their_features_whatever_lane_they_are_in(setti
   placed = [PlacedExample(e, *bins.place(ExampleSize.of(e, cfg))) for e in examples]
   first, third = assemble_batch([(0, placed)], shape, cfg), assemble_batch([(2, placed)], shape, cfg)
   whole = assemble_batch([(0, []), (1, []), (2, placed)], shape, cfg)
+  assert (third.media.lanes, whole.media.lanes) == (1, 3)
   for name, per_lane in (('audio_index', 2 * 8 * 13), ('visual_index', 1024 // 4)):
     a, b = np.asarray(getattr(first.tokens, name)), np.asarray(getattr(third.tokens, name))
     np.testing.assert_array_equal(np.where(a >= 0, a + 2 * per_lane, -1), b)

@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from qwen3_omni_jax.train import step as step_module
 from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step
 from qwen3_omni_jax.train.optimiser import moments_by_name
+from qwen3_omni_jax.train.plan_collectives import collectives
 from qwen3_omni_jax.train.stages import LoraPart, Part
-from qwen3_omni_jax.train.state import assign_roles, flatten, init_state, unflatten
-from qwen3_omni_jax.train.step import compiled_step, compute_params, loss_sums
+from qwen3_omni_jax.train.state import abstract_state, assign_roles, flatten, init_state, unflatten
+from qwen3_omni_jax.train.step import batch_specs, compiled_step, compute_params, loss_sums, make_step
 
+from qwen3_omni_jax.infer.collate import Media
 from qwen3_omni_jax.models.thinker import Features, embed_tokens, thinker_forward
 from qwen3_omni_jax.nn.moe import route
 from qwen3_omni_jax.sharding import make_mesh
@@ -171,9 +174,29 @@ def test_router_logits_are_float32_in_training(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_step_on_a_mesh_equals_that_of_one_device():
-  shape = {'fsdp': 2, 'expert': 2, 'tensor': 2}
+@pytest.mark.parametrize('shape', [{'fsdp': 2, 'expert': 2, 'tensor': 2}, {'data': 2, 'expert': 2, 'context': 2}], ids=str)
+def test_a_step_on_a_mesh_equals_that_of_one_device(shape):
   assert_same_step(run(EXACT, batches.batch(), shape.items()), one_step(), rtol=5e-3)
+
+
+@pytest.mark.slow
+def test_media_add_nothing_to_what_the_devices_of_a_step_send():
+  """Features stay where their tokens are, forward and backward. The encoders' own weights are frozen, and on every device."""
+  mesh = make_mesh({'data': 2, 'expert': 4})
+  recipe = dataclasses.replace(recomputing('full'), parts=(Part('thinker', 1e-3),))
+  batch = batches.batch()
+  text = batch.replace(tokens=batch.tokens.replace(audio_index=None, visual_index=None), media=Media())
+  sent = [collectives(compiled_text(recipe, batch, mesh), dict(mesh.shape)) for batch in (batch, text)]
+  total = [sum(sum(along.values()) for along in kinds.values()) for kinds in sent]
+  assert 0 < total[1] <= total[0] <= total[1] + 64, sent
+
+
+def compiled_text(recipe, batch, mesh) -> str:
+  shaped = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+  batch = jax.tree.map(shaped, batch, batch_specs(batch, mesh))
+  with jax.set_mesh(mesh):
+    step = jax.jit(make_step(batches.config(), recipe))
+    return step.lower(abstract_state(batches.config(), recipe, mesh), batch).compile().as_text()
 
 
 @pytest.mark.slow
