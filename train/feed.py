@@ -1,5 +1,8 @@
-"""Puts batches on the mesh: each process gives the rows that its devices hold."""
+"""Puts batches on the mesh, ahead of need: each process gives the rows that its devices hold."""
 
+import dataclasses
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,19 +57,79 @@ def put(batches: Sequence[TrainBatch], mesh, shards: int) -> TrainBatch:
   return batch.replace(media=batch.media.replace(lanes=local.media.lanes * shards))
 
 
+@dataclasses.dataclass(frozen=True)
+class Fed:
+  """A step's batch on the mesh. stats: of the loader, for each microbatch; `flops`, in the first: of the step over all shards
+  (taken to be like this one). data_state: of the loader after this batch."""
+
+  batch: TrainBatch
+  stats: list[dict[str, Any]]
+  data_state: dict[str, Any]
+
+
 class Feed:
-  """Batches of steps from a loader of microbatches, with the loader's statistics and, if `count` is given, `flops` of the whole
-  step over all shards (taken to be like this one)."""
+  """Batches of steps from a loader of microbatches. count: FLOPs of this process's part of a step; None: not counted."""
 
   def __init__(self, loader, accumulate: int, mesh, shards: int, count: Callable[[Sequence[TrainBatch]], float] | None = None):
     self.loader, self.accumulate, self.mesh, self.shards, self.count = loader, accumulate, mesh, shards, count
 
-  def __iter__(self) -> Iterator[tuple[TrainBatch, list[dict[str, Any]]]]:
+  def __iter__(self) -> Iterator[Fed]:
     return self
 
-  def __next__(self) -> tuple[TrainBatch, list[dict[str, Any]]]:
+  def __next__(self) -> Fed:
     found = [next(self.loader) for _ in range(self.accumulate)]
     batches, stats = [batch for batch, _ in found], [stats for _, stats in found]
     if self.count is not None:
       stats[0]['flops'] = self.count(batches) * self.shards
-    return put(batches, self.mesh, self.shards), stats
+    return Fed(put(batches, self.mesh, self.shards), stats, self.loader.get_state())
+
+
+class Prefetch:
+  """The items of an iterator, each made before it is asked for, by a thread.
+
+  depth: how many wait, the one that is being made included. An error of the iterator is raised in its turn, as is its end. Leave
+  the context (or `close`) to end the thread; what waits then is dropped.
+  """
+
+  def __init__(self, items: Iterator[Any], depth: int = 2):
+    self._items, self._queue = items, queue.Queue(maxsize=depth - 1)
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._run, daemon=True, name='prefetch')
+    self._thread.start()
+
+  def _run(self) -> None:
+    while not self._closed.is_set():
+      try:
+        item, error = next(self._items), None
+      except BaseException as e:
+        item, error = None, e
+      while not self._closed.is_set():
+        try:
+          self._queue.put((item, error), timeout=0.1)
+          break
+        except queue.Full:
+          pass
+      if error is not None:
+        return
+
+  def __iter__(self) -> 'Prefetch':
+    return self
+
+  def __next__(self) -> Any:
+    if self._closed.is_set():
+      raise StopIteration
+    item, error = self._queue.get()
+    if error is not None:
+      self.close()
+      raise error
+    return item
+
+  def close(self) -> None:
+    self._closed.set()
+    self._thread.join()
+
+  def __enter__(self) -> 'Prefetch':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()

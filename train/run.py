@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import yaml
 
@@ -31,7 +30,7 @@ from .batch import KINDS
 from .checkpoint import Checkpoints
 from .config import to_data
 from .data import make_loader
-from .feed import Feed, process_shard
+from .feed import Feed, Prefetch, process_shard
 from .finish import finish_run
 from .metrics import Metrics
 from .run_config import Run
@@ -88,19 +87,21 @@ def train(run: Run) -> TrainState:
   def save() -> None:
     metrics.flush()  # a run that is killed after the checkpoint does not repeat this step
     started = time.perf_counter()
-    checkpoints.save(state, roles, merge_over_processes(loader.get_state(), loader.merge), to_data(run))
+    checkpoints.save(state, roles, merge_over_processes(data_state, loader.merge), to_data(run))
     metrics.add_time('checkpoint_s', time.perf_counter() - started)
 
   saved = done if data_state is not None else -1
-  with _handle_signals() as requests, _profiler(out, requests, run.log.profile) as profile:
+  data_state = loader.get_state()  # of the batches trained on; more of them wait on the devices
+  with _handle_signals() as requests, _profiler(out, requests, run.log.profile) as profile, Prefetch(feed) as batches:
     while done < run.steps:
       started = time.perf_counter()
-      batch, stats = next(feed)
+      fed = next(batches)
       metrics.add_time('input_s', time.perf_counter() - started)
       profile(done)
-      state, values = step(state, batch)
-      done += 1
-      metrics.step(done, values, stats)
+      state, values = step(state, fed.batch)
+      done, data_state = done + 1, fed.data_state
+      metrics.step(done, values, fed.stats)
+      del fed  # its memory is the batch's that is put on the devices next
       stop = _stop_requested(requests, done)
       if done % run.save.every == 0 or done == run.steps or stop:
         save()
@@ -165,9 +166,9 @@ def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, shard: in
     loader = make_loader(evaluation.data, processor, shard, shards, indices=indices)
     total: dict[str, Any] = {}
     try:
-      for _, (batch, _) in zip(range(evaluation.batches), Feed(loader, 1, mesh, shards), strict=False):
+      for _, fed in zip(range(evaluation.batches), Feed(loader, 1, mesh, shards), strict=False):
         with jax.set_mesh(mesh):
-          sums = jax.device_get(sums_of(state, batch))
+          sums = jax.device_get(sums_of(state, fed.batch))
         total = {name: total.get(name, 0) + np.asarray(value, np.float64) for name, value in sums.items()}
     finally:
       loader.close()
@@ -191,7 +192,10 @@ class _Requests:
 
 @contextlib.contextmanager
 def _handle_signals() -> Iterator[_Requests]:
-  """SIGTERM: save and end after this step. SIGUSR1: trace the next steps."""
+  """SIGTERM: save and end after this step. SIGUSR1: trace the next steps.
+
+  Of several processes, jax's preemption service has had SIGTERM since they joined (see _stop_requested).
+  """
   requests = _Requests()
 
   def stop(*_):
@@ -203,7 +207,8 @@ def _handle_signals() -> Iterator[_Requests]:
   if threading.current_thread() is not threading.main_thread():
     yield requests
     return
-  before = {number: signal.signal(number, does) for number, does in ((signal.SIGTERM, stop), (signal.SIGUSR1, trace))}
+  handlers = {signal.SIGUSR1: trace} if jax.process_count() > 1 else {signal.SIGUSR1: trace, signal.SIGTERM: stop}
+  before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
   try:
     yield requests
   finally:
@@ -212,14 +217,16 @@ def _handle_signals() -> Iterator[_Requests]:
 
 
 def _stop_requested(requests: _Requests, step: int) -> bool:
-  """Whether all processes end after this step: as soon as one of them got SIGTERM."""
-  if jax.process_count() == 1:
-    return requests.stop
-  from jax.experimental import multihost_utils
+  """Whether all processes end after this step, which was just dispatched, because one of them got SIGTERM.
 
-  requests.stop = bool(np.max(multihost_utils.process_allgather(jnp.int32(requests.stop))))
-  if requests.stop and not requests.at:
-    requests.at = time.perf_counter()  # the signal came to another process
+  They agree on a step that none has passed through jax's preemption service: by messages between the hosts in the background,
+  within seconds of the signal. No device takes part, so no step is waited for.
+  """
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    if multihost_utils.reached_preemption_sync_point(step):
+      requests.stop, requests.at = True, time.perf_counter()
   return requests.stop
 
 

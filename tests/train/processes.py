@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 
+from qwen3_omni_jax.train.run import PREEMPTED
+
 from tests.train.crash import SETTINGS, check_every_record_once, command, data, environment, json_lines
 from tests.train.records import write_records
 
@@ -31,24 +33,24 @@ def start(number: int, arguments: list[str], env: dict[str, str], out: pathlib.P
   started = []
   for process in range(number):
     others = {'COORDINATOR_ADDRESS': f'localhost:{port}', 'NUM_PROCESSES': str(number), 'PROCESS_ID': str(process)}
-    with _log(out, process).open('wb') as log:
+    with log_of(out, process).open('wb') as log:
       started.append(subprocess.Popen(arguments, env=env | others, stderr=log, stdout=log))
   return started
 
 
-def finish(started: list[subprocess.Popen], out: pathlib.Path, limit_s: float = 3000) -> str:
-  """Waits for all of them; what the first one said. Raises AssertionError if one failed."""
+def finish(started: list[subprocess.Popen], out: pathlib.Path, code: int = 0, limit_s: float = 3000) -> str:
+  """Waits for all of them; what the first one said. Raises AssertionError if one ends with another exit code."""
   try:
     codes = [process.wait(limit_s) for process in started]
   finally:
     for process in started:
       process.kill()
       process.wait()
-  assert not any(codes), f'{codes}\n' + '\n'.join(_log(out, process).read_text() for process in range(len(codes)))
-  return _log(out, 0).read_text()
+  assert set(codes) == {code}, f'{codes}\n' + '\n'.join(log_of(out, process).read_text() for process in range(len(codes)))
+  return log_of(out, 0).read_text()
 
 
-def _log(out: pathlib.Path, process: int) -> pathlib.Path:
+def log_of(out: pathlib.Path, process: int) -> pathlib.Path:
   return out.with_name(f'{out.name}-{process}.log')
 
 
@@ -94,10 +96,10 @@ def processes(model: pathlib.Path, folder: pathlib.Path) -> dict:
   out = folder / 'parted'
   shutil.rmtree(out, ignore_errors=True)
   started = start(2, arguments(out), env, out)
-  while started[1].poll() is None and '\nstep 4/' not in _log(out, 0).read_text():
+  while started[1].poll() is None and '\nstep 4/' not in log_of(out, 0).read_text():
     time.sleep(0.002)
   started[1].send_signal(signal.SIGTERM)  # not the first one, which has to hear of it
-  said = finish(started, out)
+  said = finish(started, out, PREEMPTED)
   assert 'stopped by SIGTERM after step' in said, said
   seen['stopped_after'] = int(said.split('stopped by SIGTERM after step ')[1].split(',')[0])
   said = finish(start(4, arguments(out), env, out), out)
