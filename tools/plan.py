@@ -19,7 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--batch', type=int, help='rows over all devices; default one for each device')
   parser.add_argument('--length', type=int, help='tokens of a row, or slots of its cache (decode, speech)')
   parser.add_argument('--stage', default='s2_general', help='train: of configs/train')
-  parser.add_argument('--remat', default='full', choices=('none', 'dots', 'full'), help='train: what backward computes again')
+  parser.add_argument(
+    '--remat',
+    default='full',
+    choices=('none', 'full', 'attention', 'experts', 'dots', 'offload'),
+    help='train: what backward keeps of a layer beside its input (default: nothing)',
+  )
   parser.add_argument(
     '--dispatch-buffer',
     type=float,

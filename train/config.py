@@ -59,8 +59,8 @@ class Step:
 
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
   accumulate: int = 1
-  remat: Literal['none', 'dots', 'full'] = 'full'
-  encoder_remat: Literal['none', 'dots', 'full'] = 'full'
+  remat: Literal['none', 'full', 'attention', 'experts', 'dots', 'offload'] = 'full'
+  encoder_remat: Literal['none', 'full', 'attention', 'experts', 'dots', 'offload'] = 'full'
   buffer: float | None = None
   ema: float = 0.0
   skip_nonfinite: bool = True

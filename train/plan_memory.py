@@ -64,7 +64,10 @@ def estimated_temporary(cfg, job, shape: dict[str, int]) -> int:
   if job.kind != 'train':
     made = tokens * L * 4 * text.num_key_value_heads * text.head_dim if job.kind == 'prefill' else 0  # the cache
     return made + gathered + buffers + 6 * tokens * D * 4 + 4 * job.batch * text.vocab_size // size('tensor')
-  kept = L * tokens * D * 2 * (1 if job.remat == 'full' else 8 if job.remat == 'dots' else 24)
+  attended = text.num_attention_heads * text.head_dim
+  by_expert = pairs * D + 2 * room * F // size('tensor')  # what came back, and the products with gate and up
+  few = {'attention': tokens * attended, 'experts': tokens * attended + by_expert, 'dots': by_expert}.get(job.remat, 0)
+  kept = 2 * L * (tokens * D * {'dots': 8, 'none': 24}.get(job.remat, 1) + few)
   gradients = 6 * 3 * L * E * D * F // size('fsdp', 'expert', 'tensor')  # bfloat16 weights and float32 gradients
   logits = 2 * 4 * 1024 * text.vocab_size // size('tensor')
   return kept + gradients + 2 * gathered + 2 * buffers + logits

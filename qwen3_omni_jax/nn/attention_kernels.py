@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..shapes import Array, Bool, Float, Int
 from ..sharding import platform
+from .remat import ATTENTION
 
 LANES = 128  # of a TPU's vector unit: what the kernel's blocks are multiples of
 LARGEST_BLOCK = 512
@@ -39,7 +40,12 @@ def splash_kernel(heads: int, queries: int, keys: int, causal: bool, shards: int
   )
   mask = masks.CausalMask((T, S)) if causal else masks.FullMask((T, S))
   return splash.make_splash_mha(
-    masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards, interpret=platform() == 'cpu'
+    masks.MultiHeadMask([mask] * heads),
+    block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=shards,
+    residual_checkpoint_name=ATTENTION,
+    interpret=platform() == 'cpu',
   )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .remat import ATTENTION, named
+
 BLOCK = 512  # queries and keys of a tile
 _LOWEST = -1e30  # finite, so that a fully masked block gives exp(0) * 0 weights and never NaN
 
@@ -58,7 +60,7 @@ def _forward(mask_fn, q, k, v, query, key):
     return None, (jnp.einsum('BKGTH->BTKGH', out / total[..., None]).astype(v.dtype), top + jnp.log(total))
 
   _, (out, log_total) = jax.lax.scan(one_query_block, None, _blocks((q, query)))
-  out = _joined(out, q.shape[1])
+  out, log_total = named((_joined(out, q.shape[1]), log_total), ATTENTION)
   return out, (q, k, v, query, key, out, log_total)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..shapes import Array, Bool, Float, Int
 from .expert_weights import Experts, read, write
+from .remat import EXPERTS, named
 
 LARGEST_TILE = 512  # rows
 
@@ -41,7 +42,7 @@ def _loop(tiles: tuple[int, int], rows: Float[Array, 'M D'], experts: Experts, s
 
 
 def _loop_forward(tiles, rows, experts, sizes):
-  y, gate, up = _forward(tiles, rows, experts, sizes, 3)
+  y, gate, up = named(_forward(tiles, rows, experts, sizes, 3), EXPERTS)
   return y, (rows, gate, up, experts, sizes)
 
 

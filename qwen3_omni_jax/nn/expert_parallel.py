@@ -26,6 +26,7 @@ from .expert_weights import Experts
 from .experts import run_experts
 from .lora import Lora
 from .permute import move_rows, sorting
+from .remat import EXPERTS, named
 
 AXIS = 'expert'
 
@@ -121,7 +122,7 @@ def _grouped(x, expert: Int[Array, ' M'], number: int, compute: Compute):
 
 
 def _combine(y: Float[Array, 'TA D'], weights: Float[Array, 'T A']):
-  return jnp.einsum('TAD,TA->TD', y.reshape(*weights.shape, -1), weights)
+  return jnp.einsum('TAD,TA->TD', named(y, EXPERTS).reshape(*weights.shape, -1), weights)
 
 
 def _local_expert(experts_of: Int[Array, 'T A'], number: int) -> Int[Array, ' TA']:

@@ -17,6 +17,7 @@ from .grouped_matmul import Groups, grouped_gate, grouped_matmul
 from .int8 import Int8
 from .kernels import experts_kernel, require_tokamax
 from .lora import weight_map
+from .remat import EXPERTS, named
 
 
 def experts_form(tokens: int, active: int, experts: Experts) -> str:
@@ -46,7 +47,8 @@ def matmuls(dot, rows, expert, experts: Experts, expected: int):
   p = weight_map(lambda w: w.astype(rows.dtype), experts.all())
   clean = lambda y: jnp.where(here, y, 0)
   matmul = lambda x, w: clean(dot(clean(x), w, sizes))
-  return matmul(jax.nn.silu(matmul(rows, p['gate'])) * matmul(rows, p['up']), p['down'])
+  gate, up = (named(matmul(rows, p[name]), EXPERTS) for name in ('gate', 'up'))
+  return matmul(jax.nn.silu(gate) * up, p['down'])
 
 
 def _megablox(rows, weights: Float[Array, 'E D F'], sizes: Int[Array, ' E']):

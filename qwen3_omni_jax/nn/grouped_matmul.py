@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 
 from ..shapes import Array, Float, Int
 from .int8 import Int8
+from .remat import EXPERTS, named
 from .tiles import dot, fit, inside, load, run_programs, span, store
 
 
@@ -88,7 +89,7 @@ def grouped_gate(
 
 
 def _gate_forward(x, gate, up, groups):
-  g, u = (_product(x, w, groups, groups.tiles[0]) for w in (gate, up))
+  g, u = (named(_product(x, w, groups, groups.tiles[0]), EXPERTS) for w in (gate, up))
   return _act(g, u), (x, gate, up, g, u, groups)
 
 

@@ -19,6 +19,7 @@ from .experts import GROUPED, experts_form, run_experts
 from .layers import swiglu, swiglu_spec
 from .params import Param, Spec
 from .permute import move_rows, sorting
+from .remat import EXPERTS, named
 
 
 def moe_spec(width: int, ffn: int, experts: int, shared_ffn: int = 0) -> Spec:
@@ -143,7 +144,7 @@ def grouped_form(form: str, x: Float[Array, 'T D'], routing: Routing, experts: E
   order, back = sorting(expert)
   y = run_experts(move_rows(x, order, back, A), expert[order], experts, form)
   y = jnp.where((expert < experts.number)[:, None], move_rows(y, back, order), 0).reshape(T, A, -1)
-  return jnp.einsum('TAD,TA->TD', y, routing.weights)
+  return jnp.einsum('TAD,TA->TD', named(y, EXPERTS), routing.weights)
 
 
 FORMS = {'dense': dense_form, 'gathered': gathered_form}

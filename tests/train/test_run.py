@@ -92,7 +92,7 @@ def test_a_complete_run_started_again_says_so_and_changes_nothing(run, capsys):
   [
     ('optimiser.schedule=cosin', 'one of cosine, linear, constant'),
     ('optimiser.name=adam', 'one of adamw, adafactor, muon'),
-    ('step.remat=ful', 'one of none, dots, full'),
+    ('step.remat=ful', 'one of none, full, attention, experts, dots, offload'),
     ('step.dtype=float16', 'one of float32, bfloat16'),
     ('init=nothing', 'one of model, random'),
   ],

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from qwen3_omni_jax.train import step as step_module
-from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step
+from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step, read
 from qwen3_omni_jax.train.optimiser import moments_by_name
 from qwen3_omni_jax.train.plan_collectives import collectives
+from qwen3_omni_jax.train.run_config import Run
 from qwen3_omni_jax.train.stages import LoraPart, Part
 from qwen3_omni_jax.train.state import abstract_state, assign_roles, flatten, init_state, unflatten
 from qwen3_omni_jax.train.step import batch_specs, compiled_step, compute_params, loss_sums, make_step
@@ -19,6 +20,7 @@ from qwen3_omni_jax.train.step import batch_specs, compiled_step, compute_params
 from qwen3_omni_jax.infer.collate import Media
 from qwen3_omni_jax.models.thinker import Features, embed_tokens, thinker_forward
 from qwen3_omni_jax.nn.moe import route
+from qwen3_omni_jax.nn.remat import NAMES
 from qwen3_omni_jax.sharding import make_mesh
 from tests.train import batches
 
@@ -115,15 +117,9 @@ def test_a_step_that_computes_again_what_it_dropped_has_the_same_gradients():
   assert not wrong, wrong
 
 
-def test_policies_compute_again_what_they_say():
-  def matmuls(policy):
-    recipe = recomputing(policy)
-    sums_fn = functools.partial(loss_sums, cfg=batches.config(), recipe=recipe, roles=assign_roles(batches.config(), recipe))
-    gradient = jax.jit(jax.grad(sums_fn, has_aux=True))
-    return gradient.lower(flatten(batches.params()), {}, batches.batch()).as_text().count('dot_general')
-
-  counts = [matmuls(policy) for policy in ('none', 'dots', 'full')]
-  assert counts[0] < counts[1] < counts[2], counts
+@pytest.mark.parametrize('policy', NAMES)
+def test_the_words_of_a_step_are_those_of_rematerialisation(policy):
+  assert read(Run, None, [f'step.remat={policy}', f'step.encoder_remat={policy}']).step.remat == policy
 
 
 def test_gradients_of_a_frequent_token_are_summed_in_float32():
