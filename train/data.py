@@ -25,12 +25,13 @@ from .batch import TrainBatch
 from .data_config import DataConfig, SourceConfig, WeightAt
 from .data_state import VERSION, Counts, LaneState, bad_and_read, fingerprint, merge_states, saved_lanes
 from .decode import Decoded, Decoder, decode_record
+from .fitting import Reader
 from .lanes import Lane, Stream, Waiting
 from .mask import SpecialIds
 from .mixing import Mixture
 from .order import WINDOW, Dealing, GroupOrder, Pieces, RecordOrder
 from .packing import assemble_batch, fill_stats
-from .records import KINDS, Reader, Rules
+from .records import KINDS, Rules
 from .sources import Source, open_source
 
 __all__ = ['DataConfig', 'ExampleStream', 'Loader', 'SourceConfig', 'WeightAt', 'make_loader', 'merge_states']
@@ -278,13 +279,13 @@ class _Streams:
 
 
 def _readers(cfg: DataConfig, sources: Sequence[Source], processor: Processor) -> list[Reader]:
-  special = SpecialIds.of(processor.cfg, processor.tokenizer)
+  special, shape = SpecialIds.of(processor.cfg, processor.tokenizer), cfg.lane_shape(processor.cfg)
   readers = []
   for source, files in zip(cfg.sources, sources, strict=True):
     own = copy.copy(processor)
     own.media_root = pathlib.Path(source.media_root or files.shards[0].path.parent)
     rules = Rules(source.form, source.fps, source.audio_in_video, source.thinking, source.ignore, cfg.length, cfg.split_documents)
-    readers.append(Reader(_name(source), rules, own, special))
+    readers.append(Reader(_name(source), rules, own, special, shape))
   return readers
 
 

@@ -5,8 +5,8 @@ import dataclasses
 from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.media.processor import MEDIA, Media
 
-from .packing import LaneShape
 from .records import Form
+from .room import LaneShape
 
 
 @dataclasses.dataclass(frozen=True)

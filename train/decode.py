@@ -15,7 +15,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
-from .records import Example, Reader
+from .fitting import Reader
+from .records import Example
 from .sources import Place, Source
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from .data_state import Counts, LaneState
 from .decode import Decoded, Decoder
 from .mixing import Mixture
 from .order import Order
-from .packing import Bins, ExampleSize, LaneShape, PlacedExample, choose_next
+from .packing import PlacedExample
 from .records import Example
+from .room import Bins, ExampleSize, LaneShape, choose_next
 
 log = logging.getLogger(__name__)
 

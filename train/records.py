@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qwen3_omni_jax.media.image import ImageSettings
 from qwen3_omni_jax.media.inputs import ModelInputs
-from qwen3_omni_jax.media.keys import KEYS, Kind
+from qwen3_omni_jax.media.keys import KEYS, MAX_FRAMES, Kind, is_picture_list
 from qwen3_omni_jax.media.processor import Processor
 
 from .mask import SpecialIds, chat_mask, document_mask
@@ -26,6 +27,7 @@ _SOURCES = ('bytes', 'path', 'url')
 _PLACEHOLDER = re.compile(r'<(image|audio|video)>')
 _COMMON = {'id', 'images', 'audios', 'videos', 'fps', 'audio_in_video'}
 _KEYS = {'chat': _COMMON | {'messages', 'tools'}, 'document': _COMMON | {'text', 'content'}}
+_SMALLEST = 1.125  # a frame at its smallest, rounded up to whole blocks of patches, as a multiple of the smallest size
 KINDS = ('text', 'audio', 'image', 'video', 'mixed')  # of an example, by the media in it
 
 
@@ -55,8 +57,11 @@ class Example:
   kind: int  # index into KINDS
 
 
-def read_record(record: dict[str, Any], rules: Rules, processor: Processor, special: SpecialIds) -> list[Example]:
-  """The record's example; several for a long document. Raises ValueError saying what is wrong with it."""
+def read_record(
+  record: dict[str, Any], rules: Rules, processor: Processor, special: SpecialIds, video_room: int | None = None
+) -> list[Example]:
+  """The record's example; several for a long document. video_room: patches that a video may have. Raises ValueError saying
+  what is wrong with the record."""
   known = _KEYS[rules.form]
   unknown = [key for key in record if key not in known and key not in rules.ignore]
   if unknown:
@@ -68,23 +73,22 @@ def read_record(record: dict[str, Any], rules: Rules, processor: Processor, spec
     'fps': _number(record, 'fps', rules.fps),
     'audio_in_video': _flag(record, 'audio_in_video', rules.audio_in_video),
   }
+  media = _Media(record, None if video_room is None else _VideoRoom.of(video_room, processor.images))
   if rules.form == 'chat':
-    examples = [_chat(record, options, rules, processor, special)]
+    examples = [_chat(record, media, options, rules, processor, special)]
   else:
-    examples = _document(record, options, rules, processor, special)
-  longest = max(len(example.learn) for example in examples)
-  if longest > rules.length:
-    raise ValueError(f'{longest} tokens; a row has {rules.length}')
+    examples = _document(record, media, options, rules, processor, special)
   if not any(example.learn[1:].any() for example in examples):
     raise ValueError('nothing to learn in it: no words of an assistant, or no text')
   return examples
 
 
-def _chat(record: dict[str, Any], options: dict, rules: Rules, processor: Processor, special: SpecialIds) -> Example:
+def _chat(
+  record: dict[str, Any], media: '_Media', options: dict, rules: Rules, processor: Processor, special: SpecialIds
+) -> Example:
   messages = record.get('messages')
   if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages) or not messages:
     raise ValueError('messages: expected a list of messages')
-  media = _Media(record)
   turns, learnt = [], []
   for m, message in enumerate(messages):
     message = {key: value for key, value in message.items() if value is not None}
@@ -100,10 +104,11 @@ def _chat(record: dict[str, Any], options: dict, rules: Rules, processor: Proces
   return Example(inputs, chat_mask(inputs.ids, learnt, special, rules.thinking), _kind(inputs))
 
 
-def _document(record: dict[str, Any], options: dict, rules: Rules, processor: Processor, special: SpecialIds) -> list[Example]:
+def _document(
+  record: dict[str, Any], media: '_Media', options: dict, rules: Rules, processor: Processor, special: SpecialIds
+) -> list[Example]:
   if ('text' in record) == ('content' in record):
     raise ValueError('expected either text or content')
-  media = _Media(record)
   name = 'text' if 'text' in record else 'content'
   content = media.place(record[name], name)
   media.check()
@@ -117,7 +122,8 @@ def _document(record: dict[str, Any], options: dict, rules: Rules, processor: Pr
 class _Media:
   """The media lists of a record, handed out to the placeholders of its texts in order."""
 
-  def __init__(self, record: dict[str, Any]):
+  def __init__(self, record: dict[str, Any], room: '_VideoRoom | None'):
+    self.room = room
     self.lists: dict[str, list[dict[str, Any]]] = {}  # of parts of messages
     self.taken = dict.fromkeys(MEDIA, 0)
     for kind in MEDIA:
@@ -128,7 +134,13 @@ class _Media:
       self.lists[kind] = [_part(item, kind, f'{kind}s[{i}]') for i, item in enumerate(items)]
 
   def place(self, content: Any, where: str) -> Any:
-    """content with its placeholders replaced by parts."""
+    """content with its placeholders replaced by parts, and its videos bounded."""
+    content = self._placed(content, where)
+    if self.room is None or not isinstance(content, list):
+      return content
+    return [self.room.bound(part) if isinstance(part, dict) and part.get('video') else part for part in content]
+
+  def _placed(self, content: Any, where: str) -> Any:
     if isinstance(content, list):
       parts = []
       for p, part in enumerate(content):
@@ -138,7 +150,7 @@ class _Media:
           part = {key: value for key, value in part.items() if value is not None}
           part |= {kind: _source(part[kind], f'{where}[{p}].{kind}') for kind in MEDIA if kind in part}
         if isinstance(part, dict) and isinstance(part.get('text'), str):
-          text = self.place(part['text'], f'{where}[{p}].text')
+          text = self._placed(part['text'], f'{where}[{p}].text')
           parts += text if isinstance(text, list) else [part]
         else:
           parts.append(part)
@@ -163,6 +175,32 @@ class _Media:
     left = [f'{len(self.lists[k])} {k}s but {self.taken[k]} <{k}>' for k in MEDIA if len(self.lists[k]) != self.taken[k]]
     if left:
       raise ValueError('; '.join(left) + ' in the texts')
+
+
+@dataclasses.dataclass(frozen=True)
+class _VideoRoom:
+  """The most that a video may have, in the terms of its keys."""
+
+  total_pixels: int
+  max_frames: int
+
+  @classmethod
+  def of(cls, patches: int, images: ImageSettings) -> '_VideoRoom':
+    """patches: of all its pairs of frames together."""
+    pixels, pair = patches * images.patch**2, images.temporal_patch
+    return cls(pixels, max(pair * int(pixels / (_SMALLEST * images.video_min_pixels)), pair))
+
+  def bound(self, part: dict[str, Any]) -> dict[str, Any]:
+    """The part of a message with these bounds, where it asks for nothing that they would contradict."""
+    keys: dict[str, Any] = {}
+    number = lambda key, default: part[key] if isinstance(part.get(key), (int, float)) else default
+    if part.get('resized_height') is None and part.get('resized_width') is None:
+      keys['total_pixels'] = min(self.total_pixels, number('total_pixels', self.total_pixels))
+    if part.get('nframes') is None and not is_picture_list(part['video']):
+      most = min(self.max_frames, number('max_frames', MAX_FRAMES))
+      if most >= number('min_frames', 0):
+        keys['max_frames'] = most
+    return part | keys
 
 
 def _part(item: Any, kind: Kind, where: str) -> dict[str, Any]:
@@ -232,17 +270,3 @@ def _pieces(whole: Example, length: int, processor: Processor) -> Iterator[Examp
     )
     yield Example(piece, whole.learn[part], _kind(piece))
     begin = end
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-  """How the records of a source are read."""
-
-  source: str
-  rules: Rules
-  processor: Processor
-  special: SpecialIds
-
-  def read(self, record: dict[str, Any]) -> list[Example]:
-    """As read_record."""
-    return read_record(record, self.rules, self.processor, self.special)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from qwen3_omni_jax.train.data import ExampleStream, Loader
-from qwen3_omni_jax.train.packing import Bins, ExampleSize, LaneShape, PlacedExample, assemble_batch
+from qwen3_omni_jax.train.packing import PlacedExample, assemble_batch
 from qwen3_omni_jax.train.records import KINDS
+from qwen3_omni_jax.train.room import Bins, ExampleSize, LaneShape
 
 from qwen3_omni_jax.infer.collate import Media, collate
 from qwen3_omni_jax.infer.decode import encode_media
