@@ -47,9 +47,17 @@ Shape = dict[str, int]  # size of each mesh axis; axes left out have size 1
 _EXPERT_GROUP = 8  # devices that share one set of experts on a pod: near one another, and 16 experts each
 
 
+_CONTEXT_GROUP = 4  # devices that share a long row
+
+
 def _pod(devices: int, slices: int) -> Shape:
   group = math.gcd(devices // slices, _EXPERT_GROUP)
   return {'data': slices, 'fsdp': devices // slices // group, 'expert': group}
+
+
+def _pod_long(devices: int, slices: int) -> Shape:
+  context = math.gcd(devices // slices, _CONTEXT_GROUP)
+  return _pod(devices // context, slices) | {'context': context}
 
 
 def _serve(devices: int, slices: int) -> Shape:
@@ -64,6 +72,7 @@ STRATEGIES: dict[str, Callable[[int, int], Shape]] = {
   'expert': lambda devices, slices: {'data': slices, 'expert': devices // slices},  # experts stay, tokens travel
   'tensor': lambda devices, slices: {'data': slices, 'tensor': devices // slices},  # every matmul shared: lowest latency
   'pod': _pod,  # training: fsdp over groups of 8 devices that share the experts
+  'pod_long': _pod_long,  # the same with every row cut over 4 devices
   'serve': _serve,  # inference: nothing is gathered; experts over as many devices as there are
 }
 

@@ -10,7 +10,7 @@ import qwen3_omni_jax
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
   'config_reader config config_json hardware flops shapes report sharding distributed compile_cache devices nn media '
-  'report_media models weights infer train eval tools cli'
+  'report_media models weights infer train plan eval tools cli'
 ).split()
 TOP_LEVEL = ('train', 'eval', 'tools', 'configs', 'examples')
 FORBIDDEN = {'media': {'jax', 'flax'}, 'models': {'qwen3_omni_jax.media'}}
@@ -63,6 +63,35 @@ def test_imports_point_one_way():
         if name == forbidden or name.startswith(forbidden + '.'):
           wrong.append(f'{path.relative_to(ROOT)}: {module[1]} may not import {name}')
   assert not wrong, '\n'.join(wrong)
+
+
+def imported_modules(path: pathlib.Path, modules: dict[str, pathlib.Path]) -> set[str]:
+  """Modules of the house that a file needs when it runs, imported lazily or not: all but those for annotations alone."""
+  package, found = module_of(path)[:-1], set()
+  tree = ast.parse(path.read_text())
+  annotations = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == 'TYPE_CHECKING']
+  skipped = {id(node) for block in annotations for node in ast.walk(block)}
+  for node in ast.walk(tree):
+    if id(node) in skipped:
+      continue
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      base = package[: len(package) - node.level + 1] if node.level else []
+      name = '.'.join([*base, *(node.module or '').split('.')]).strip('.')
+      found |= {full if (full := f'{name}.{alias.name}') in modules else name for alias in node.names}
+  return found & modules.keys()
+
+
+def test_no_circle_of_modules():
+  modules = {'.'.join(module_of(path)).removesuffix('.__init__'): path for path in sources()}
+  needs = {name: imported_modules(path, modules) - {name} for name, path in modules.items()}
+  assert needs['qwen3_omni_jax.plan.advice'] >= {'qwen3_omni_jax.plan.memory', 'qwen3_omni_jax.plan.job'}
+  assert 'qwen3_omni_jax.train.run' in needs['qwen3_omni_jax.tools.train']  # a lazy one
+  while free := {name for name, others in needs.items() if not others & needs.keys()}:
+    needs = {name: others for name, others in needs.items() if name not in free}
+  circles = {name: sorted(others & needs.keys()) for name, others in needs.items()}
+  assert not circles, 'these, and what needs them, import one another: ' + str(circles)
 
 
 def test_help_does_not_import_jax():

@@ -12,9 +12,8 @@ import pathlib
 import subprocess
 import sys
 
-BOUNDED = ('--dispatch-buffer', '2')
-MEDIA = ('--audio', '0.15', '--visual', '0.25')
-LONG = ('--length', '32768', '--stage', 's3_long')
+S2, S3 = ('--config', 's2_general'), ('--config', 's3_long')
+TEXT = ('data.audio_s=0', 'data.visual_patches=0')  # the same step without media
 ROWS: tuple[tuple[str, ...], ...] = (
   ('decode', 'v5e:4x4', '--batch', '64', '--length', '4096'),
   ('prefill', 'v5e:4x4', '--batch', '16', '--length', '8192'),
@@ -23,18 +22,17 @@ ROWS: tuple[tuple[str, ...], ...] = (
   ('decode', 'v6e:2x4', '--batch', '64', '--length', '4096'),
   ('prefill', 'v6e:2x4', '--batch', '8', '--length', '8192'),
   ('speech', 'v6e:2x4', '--batch', '64', '--length', '2048'),
-  ('train', 'v5p:4x4x4', '--batch', '64', '--length', '8192', *MEDIA),
-  ('train', 'v5p:4x4x4', '--batch', '64', '--length', '8192'),
-  ('train', 'v5p:4x4x4', '--batch', '64', '--length', '8192', *BOUNDED),
-  ('train', 'v5p:4x4x4', '--batch', '16', *LONG, *MEDIA, '--strategy', 'fsdp=2,expert=8,context=4', *BOUNDED),
-  ('train', 'v5p:4x4x4', '--batch', '16', *LONG, '--strategy', 'fsdp=2,expert=8,context=4'),
-  ('train', 'v5p:4x4x4', '--batch', '16', *LONG, '--strategy', 'fsdp=2,expert=8,context=4', *BOUNDED),
-  ('train', 'v6e:16x16', '--batch', '256', '--length', '8192'),
-  ('train', 'v6e:16x16', '--batch', '256', '--length', '8192', *BOUNDED),
-  ('train', 'v6e:16x16', '--batch', '64', *LONG, '--strategy', 'fsdp=8,expert=8,context=4'),
-  ('train', 'v6e:16x16', '--batch', '64', *LONG, '--strategy', 'fsdp=8,expert=8,context=4', *BOUNDED),
-  ('train', 'v6e:16x16', '--slices', '2', '--batch', '512', '--length', '8192', *BOUNDED),
-  ('train', 'v6e:16x16', '--slices', '2', '--batch', '128', *LONG, '--strategy', 'data=2,fsdp=8,expert=8,context=4', *BOUNDED),
+  ('train', 'v5p:4x4x4', *S2),
+  ('train', 'v5p:4x4x4', *S2, *TEXT),
+  ('train', 'v6e:16x16', *S2),
+  ('train', 'v6e:16x16', '--slices', '2', *S2),
+  ('train', 'v6e:16x16', '--slices', '2', *S2, *TEXT),
+  ('train', 'v5p:8x8x8', *S2),
+  ('train', 'gpu:64xH200', *S2),
+  ('train', 'v5p:4x4x4', *S3),
+  ('train', 'v6e:16x16', *S3),
+  ('train', 'v6e:16x16', '--slices', '2', *S3),
+  ('train', 'v5p:8x8x8', *S3),
 )
 HEAD = (
   'job',
@@ -110,7 +108,8 @@ def _cells(row: tuple[str, ...], plan: dict | None) -> list[str]:
     return [row[0], row[1], *['not run'] * (len(HEAD) - 2)]
   job, memory = plan['job'], plan['per_device']
   gib = lambda name: f'{memory.get(f"{name}_bytes", 0) / 2**30:.2f}'
-  room = 'all there can be' if job['buffer'] is None else f'{job["buffer"]:g} x balanced'
+  buffer = job['run'] and job['run']['step']['buffer']
+  room = 'all there can be' if buffer is None else f'{buffer:g} x balanced'
   slices = f' x {plan["slices"]}' if plan['slices'] > 1 else ''
   return [
     job['kind'],
@@ -120,7 +119,7 @@ def _cells(row: tuple[str, ...], plan: dict | None) -> list[str]:
     room,
     *map(gib, ('weights', 'optimiser', 'activations', 'temporary', 'other_parts', 'peak', 'hbm')),
     'yes' if plan['fits'] else 'no',
-    f'{plan["compile_seconds"]:.0f}',
+    'counted' if plan['compile_seconds'] is None else f'{plan["compile_seconds"]:.0f}',
     f'{plan["host_peak_bytes"] / 2**30:.1f}',
     f'{1e3 * plan["estimate"]["step_s"]:.1f}',
   ]

@@ -57,6 +57,7 @@ class Loader:
     indices: Any = None,
   ):
     """indices: a folder for the indices of files (open_source)."""
+    cfg.check_sources()
     self.shape = cfg.lane_shape(processor.cfg)
     if cfg.lanes % process_count:
       raise ValueError(f'data: lanes {cfg.lanes}: expected a multiple of the {process_count} processes')

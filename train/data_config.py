@@ -84,6 +84,8 @@ class DataConfig:
   threads instead. restart: if the data are not those of the checkpoint, begin them; otherwise that is an error.
   max_image_pixels, max_video_pixels: larger pictures (frames) are shrunk to it, as the processor shrinks to its own limit.
   media: who chooses frames and sizes, 'processor' or 'utils' (docs/data.md).
+  per_device: rows, lanes, audio_s and visual_patches are for each device, or group of devices along the mesh axes context and
+  tensor; a run multiplies them by their number (train.geometry).
   """
 
   sources: tuple[SourceConfig, ...] = ()
@@ -106,6 +108,7 @@ class DataConfig:
   max_image_pixels: int | None = None
   max_video_pixels: int | None = None
   media: Media = 'processor'
+  per_device: bool = False
 
   @property
   def weighted(self) -> bool:
@@ -118,12 +121,13 @@ class DataConfig:
     audio_rows, visual_rows = -(-self.audio_s // chunks), -(-self.visual_patches // max(self.visual_row, 1))
     lowest = dict.fromkeys(('rows', 'lanes', 'buffer', 'threads', 'prefetch_batches'), 1)
     lowest |= {'length': 2, 'visual_row': block} | dict.fromkeys(('audio_s', 'visual_patches', 'workers', 'max_bad'), 0)
+    if self.per_device:
+      raise ValueError('data: sizes are per device (per_device); train.geometry.resolve makes them those of a batch')
     problems = [
       f'{name} {getattr(self, name)}: expected at least {low}' for name, low in lowest.items() if getattr(self, name) < low
     ]
     if self.media not in MEDIA:
       problems.append(f'media {self.media!r}: expected {" or ".join(MEDIA)}')
-    problems += self._source_problems()
     if self.visual_row % block:
       problems.append(f'visual_row {self.visual_row}: expected a multiple of {block}')
     if self.lanes > 0 and self.rows % self.lanes:
@@ -140,6 +144,11 @@ class DataConfig:
     if problems:
       raise ValueError('data: ' + '; '.join(problems))
     return LaneShape(self.rows // lanes, self.length, audio_rows // lanes, chunks, visual_rows // lanes, self.visual_row)
+
+  def check_sources(self) -> None:
+    """Raises ValueError if nothing can be read with these sources, listing why."""
+    if problems := self._source_problems():
+      raise ValueError('data: ' + '; '.join(problems))
 
   def _source_problems(self) -> list[str]:
     if not self.sources:

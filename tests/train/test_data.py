@@ -371,5 +371,7 @@ def test_other_data_begin_once_where_that_is_asked_for(tmp_path, processor):
   ],
 )
 def test_sizes_that_do_not_go_together_are_refused(processor, changes, complaint):
+  cfg = text_config(SourceConfig(path='a'), **changes)
   with pytest.raises(ValueError, match=complaint):
-    text_config(SourceConfig(path='a'), **changes).lane_shape(processor.cfg)
+    cfg.check_sources()
+    cfg.lane_shape(processor.cfg)

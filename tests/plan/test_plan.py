@@ -4,10 +4,10 @@ import json
 
 import jax
 import pytest
-from qwen3_omni_jax.train.plan_collectives import collectives
-from qwen3_omni_jax.train.plan_memory import needed_bytes
 
 from qwen3_omni_jax.cli import main
+from qwen3_omni_jax.plan.collectives import collectives
+from qwen3_omni_jax.plan.memory import needed_bytes
 
 
 @pytest.fixture(scope='module')
@@ -65,15 +65,20 @@ def test_gpus_are_counted_and_what_does_not_fit_says_what_would(capsys):
 
 
 def test_a_training_step_is_counted_with_its_optimiser_and_what_is_frozen(capsys):
-  ask = ('--job', 'train', '--topology', 'gpu:64xH200', '--batch', '64', '--audio', '0.3', '--visual', '0.3')
-  _, full = planned(capsys, *ask)
-  _, adapter = planned(capsys, *ask, '--stage', 's1_audio_adapter')
+  ask = ('--job', 'train', '--topology', 'gpu:64xH200')
+  _, full = planned(capsys, *ask, 'step.buffer=null')
+  _, adapter = planned(capsys, *ask, '--config', 's1_audio_adapter')
   memory, frozen = full['per_device'], adapter['per_device']
   assert memory['optimiser_bytes'] == pytest.approx(2 * memory['weights_bytes'], rel=1e-6)  # Adam's two moments beside masters
   assert frozen['optimiser_bytes'] < 1e-2 * memory['optimiser_bytes'] and frozen['weights_bytes'] < 0.51 * memory['weights_bytes']
   assert full['flops']['audio.layers'] == 3 * adapter['flops']['audio.layers'] > 0
-  bounded = planned(capsys, *ask, '--dispatch-buffer', '2')[1]['per_device']
+  bounded = planned(capsys, *ask, 'step.buffer=2')[1]['per_device']
   assert bounded['temporary_bytes'] < memory['temporary_bytes']
+  assert full['job']['batch'] == full['job']['run']['data']['rows'] == 64  # a row for each device
+  twice = planned(capsys, '--job', 'train', '--topology', 'gpu:128xH200')[1]
+  assert twice['job']['batch'] == 128 and twice['per_device']['activations_bytes'] == memory['activations_bytes']
+  silent = planned(capsys, *ask, 'data.audio_s=0', 'data.visual_patches=0')[1]['per_device']
+  assert silent['activations_bytes'] < 0.01 * memory['activations_bytes']
 
 
 def test_memory_grows_with_what_is_asked(capsys):
@@ -83,13 +88,15 @@ def test_memory_grows_with_what_is_asked(capsys):
 
 
 def test_bad_requests_are_one_line(capsys):
-  for arguments, told in (
+  for arguments, message in (
     (('--job', 'decode', '--topology', 'v5p:4'), 'expected a TPU slice as in v5p:4x4x4'),
-    (('--job', 'decode', '--topology', 'gpu:8xH200', '--audio', '0.5'), 'shares of audio and visual tokens are of training'),
+    (('--job', 'decode', '--topology', 'gpu:8xH200', 'data.rows=8'), 'are for --job train'),
+    (('--job', 'train', '--topology', 'gpu:8xH200', '--batch', '8'), 'give mesh=…, data.rows=…'),
+    (('--job', 'train', '--topology', 'gpu:8xH200', 'data.row=8'), "did you mean 'rows'?"),
     (('--job', 'decode', '--topology', 'gpu:8xH200', '--strategy', 'expert=3'), '3 devices, there are 8'),
   ):
     assert main(['plan', *arguments]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_collectives_are_counted_by_kind_axis_and_turn_of_loop():

@@ -3,12 +3,18 @@
 import math
 import re
 
+import jax
+import jax.numpy as jnp
+
+from qwen3_omni_jax.models.omni import omni_spec
+
+from .programs import placed, program
+
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 def tree_bytes(tree) -> int:
   """Of one device's share of arrays or shapes with shardings."""
-  import jax
 
   def share(x) -> int:
     shape = x.shape if getattr(x, 'sharding', None) is None else x.sharding.shard_shape(x.shape)
@@ -29,12 +35,6 @@ def needed_bytes(message: str) -> int | None:
 
 def held_bytes(cfg, job, mesh) -> dict[str, int]:
   """Of one device: the program's weights, optimiser state and other arguments, and the parts that stay loaded beside it."""
-  import jax.numpy as jnp
-
-  from qwen3_omni_jax.models.omni import omni_spec
-
-  from .plan_programs import placed, program
-
   held = {name: tree_bytes(tree) for name, tree in program(cfg, job, mesh)[2].items()}
   beside = ('audio', 'vision', 'talker', 'code_predictor', 'code2wav')
   idle = {'prefill': beside, 'decode': beside, 'speech': ('audio', 'vision', 'thinker', 'code2wav')}
@@ -57,54 +57,19 @@ def estimated_temporary(cfg, job, shape: dict[str, int]) -> int:
   tokens = -(-job.batch * length // share)
   pairs = tokens * A
   group = size('expert')
-  room = group * tokens * min(A, max(1, E // group)) if job.buffer is None else math.ceil(job.buffer * pairs)
+  buffer = None if job.run is None else job.run.step.buffer
+  room = group * tokens * min(A, max(1, E // group)) if buffer is None else math.ceil(buffer * pairs)
   buffers = room * (2 * D + 3 * F // size('tensor')) * 2
   layer_weights = 2 * (3 * E * D * F // (group * size('tensor')) + 2 * D * text.head_dim * (text.num_attention_heads + 4))
   gathered = layer_weights if size('fsdp') > 1 or job.kind != 'train' else 0
-  if job.kind != 'train':
+  if job.run is None:
     made = tokens * L * 4 * text.num_key_value_heads * text.head_dim if job.kind == 'prefill' else 0  # the cache
     return made + gathered + buffers + 6 * tokens * D * 4 + 4 * job.batch * text.vocab_size // size('tensor')
+  remat = job.run.step.remat
   attended = text.num_attention_heads * text.head_dim
   by_expert = pairs * D + 2 * room * F // size('tensor')  # what came back, and the products with gate and up
-  few = {'attention': tokens * attended, 'experts': tokens * attended + by_expert, 'dots': by_expert}.get(job.remat, 0)
-  kept = 2 * L * (tokens * D * {'dots': 8, 'none': 24}.get(job.remat, 1) + few)
+  few = {'attention': tokens * attended, 'experts': tokens * attended + by_expert, 'dots': by_expert}.get(remat, 0)
+  kept = 2 * L * (tokens * D * {'dots': 8, 'none': 24}.get(remat, 1) + few)
   gradients = 6 * 3 * L * E * D * F // size('fsdp', 'expert', 'tensor')  # bfloat16 weights and float32 gradients
   logits = 2 * 4 * 1024 * text.vocab_size // size('tensor')
   return kept + gradients + 2 * gathered + 2 * buffers + logits
-
-
-def advice(cfg, job, topology, needed: int) -> list[str]:
-  """What would make a job of `needed` bytes per device fit, by the estimates here: single changes first."""
-  import dataclasses
-
-  from .plan import abstract_mesh
-
-  limit = topology.accelerator.hbm_bytes
-
-  def total(changed) -> float:
-    try:
-      mesh = abstract_mesh(topology, changed.strategy)
-      held = held_bytes(cfg, changed, mesh)
-    except ValueError:  # does not divide
-      return math.inf
-    return sum(held.values()) + estimated_temporary(cfg, changed, dict(mesh.shape))
-
-  tries = []
-  if job.kind == 'train':
-    tries += [('--dispatch-buffer 2', {'buffer': 2.0})] if job.buffer is None else []
-    tries += [('--remat full', {'remat': 'full'})] if job.remat != 'full' else []
-    tries += [(f'--strategy {name}', {'strategy': name}) for name in ('pod', 'fsdp') if name != job.strategy]
-  else:
-    tries += [(f'--strategy {name}', {'strategy': name}) for name in ('serve', 'expert', 'pod') if name != job.strategy]
-  for name, value in (('batch', job.batch), ('length', job.length)):  # the largest that fits
-    tries += [(f'--{name} {value >> n}', {name: value >> n}) for n in range(1, 12) if value % (1 << n) == 0 and value >> n >= 16]
-  now, fitting = total(job), {}
-  gib = lambda n: f'{n / 2**30:.1f} GiB'
-  for flag, change in tries:
-    name = flag if 'strategy' in change else flag.split()[0]
-    saved = now - total(dataclasses.replace(job, **change)) if name not in fitting else 0
-    if name not in fitting and needed - saved <= limit:
-      fitting[name] = f'{flag} (saves about {gib(saved)} a device)'
-  more = 1 << max(0, math.ceil(math.log2(needed / limit * topology.devices)))
-  devices = f'a larger topology: about {more} devices of {topology.accelerator.name}, or devices with more than {gib(limit)}'
-  return [*fitting.values(), devices]

@@ -3,80 +3,40 @@
 import functools
 from typing import Any
 
-from qwen3_omni_jax.config import OmniConfig
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from .plan import FRAME_PATCHES, Job, recipe_of
+from qwen3_omni_jax.config import OmniConfig
+from qwen3_omni_jax.infer import decode, speech
+from qwen3_omni_jax.infer.collate import Batch, Media
+from qwen3_omni_jax.infer.sampling import Sampling, sampling_rows
+from qwen3_omni_jax.infer.voice import Voice
+from qwen3_omni_jax.models.code_predictor import code_predictor_spec, prepare_predictor
+from qwen3_omni_jax.models.talker import TextTrack, talker_spec
+from qwen3_omni_jax.models.thinker import Features, ThinkerTokens, thinker_spec
+from qwen3_omni_jax.nn.cache import init_cache
+from qwen3_omni_jax.nn.params import is_param
+from qwen3_omni_jax.sharding import batch_axes, jitted, param_shardings
+
+from .job import Job
+from .train_program import train_program
 
 
 def placed(spec, mesh, dtype):
   """Shapes of parameters with where they lie."""
-  import jax
-
-  from qwen3_omni_jax.nn.params import is_param
-  from qwen3_omni_jax.sharding import param_shardings
-
   place = lambda p, cut: jax.ShapeDtypeStruct(p.shape, dtype, sharding=cut)
   return jax.tree.map(place, spec, param_shardings(spec, mesh), is_leaf=is_param)
 
 
 def program(cfg: OmniConfig, job: Job, mesh) -> tuple[Any, tuple, dict[str, Any]]:
   """(jitted function, its arguments as shapes on the mesh, the arguments by what they are: weights, optimiser, activations)."""
-  return {'train': _train, 'prefill': _prefill, 'decode': _decode, 'speech': _speech}[job.kind](cfg, job, mesh)
-
-
-def _train(cfg: OmniConfig, job: Job, mesh):
-  import jax
-  from jax.sharding import NamedSharding, PartitionSpec
-
-  from .state import abstract_state, state_shardings
-  from .step import batch_specs, make_step
-
-  recipe = recipe_of(job)
-  state = abstract_state(cfg, recipe, mesh)
-  batch = _train_batch(cfg, job)
-  cut = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-  batch = jax.tree.map(cut, batch, batch_specs(batch, mesh))
-  out = (state_shardings(cfg, recipe, mesh), NamedSharding(mesh, PartitionSpec()))
-  step = jax.jit(make_step(cfg, recipe), donate_argnums=0, out_shardings=out)
-  held = {'weights': (state.trainable, state.frozen), 'optimiser': (state.optimiser, state.ema), 'activations': batch}
-  return step, (state, batch), held
-
-
-def _train_batch(cfg: OmniConfig, job: Job):
-  """Shapes of a batch with its media packed as the input pipeline packs them."""
-  import jax
-  import numpy as np
-
-  from qwen3_omni_jax.infer.collate import AudioWindows, Media, VisualFrames
-  from qwen3_omni_jax.models.thinker import ThinkerTokens
-
-  from .batch import TrainBatch
-
-  of = lambda *shape, dtype=np.int32: jax.ShapeDtypeStruct(shape, dtype)
-  B, T, thinker = job.batch, job.length, cfg.thinker
-  audio = visual = ()
-  if R := job.windows:
-    F = thinker.audio.n_window_infer
-    chunks = thinker.audio.chunks_per_window
-    mel = of(R, F, thinker.audio.num_mel_bins, dtype=np.float32)
-    audio = (AudioWindows(mel, of(R, chunks), of(R, chunks), of(R, chunks)),)
-  if R := job.frames:
-    P = FRAME_PATCHES
-    patches = of(R, P, thinker.vision.patch_dim, dtype=np.float32)
-    visual = (VisualFrames(patches, of(R, P), of(R, P), of(R, P), of(R, P), of(R), of(R, P)),)
-  tokens = ThinkerTokens(
-    of(B, T), of(3, B, T, dtype=np.float32), of(B, T), of(B, T) if audio else None, of(B, T) if visual else None
-  )
-  return TrainBatch(tokens, Media(audio, visual, lanes=B), of(B, T), of(B, T, dtype=np.float32), of(B, T))
+  return {'train': train_program, 'prefill': _prefill, 'decode': _decode, 'speech': _speech}[job.kind](cfg, job, mesh)
 
 
 def _rows(tree, batch: int, mesh, axis: int = 0):
   """Arrays (or shapes) with the rows of a batch shared out along `axis` as inference does."""
-  import jax
-  from jax.sharding import NamedSharding, PartitionSpec
-
-  from qwen3_omni_jax.sharding import batch_axes
-
   cut = NamedSharding(mesh, PartitionSpec(*(None,) * axis, batch_axes(batch, mesh) or None))
   whole = NamedSharding(mesh, PartitionSpec())
   by_row = lambda x: len(x.shape) > axis and x.shape[axis] == batch
@@ -84,38 +44,18 @@ def _rows(tree, batch: int, mesh, axis: int = 0):
 
 
 def _cache(text, job: Job, mesh):
-  import jax
-  import jax.numpy as jnp
-
-  from qwen3_omni_jax.nn.cache import init_cache
-
   return _rows(jax.eval_shape(lambda: init_cache(text, job.batch, job.length, jnp.bfloat16)), job.batch, mesh, axis=1)
 
 
 def _thinker_call(cfg: OmniConfig, job: Job, mesh):
   """(parameters, greedy sampling, limits) of the Thinker's programs."""
-  import jax.numpy as jnp
-  import numpy as np
-
-  from qwen3_omni_jax.infer.decode import Limits
-  from qwen3_omni_jax.infer.sampling import Sampling, sampling_rows
-  from qwen3_omni_jax.models.thinker import thinker_spec
-
   sampling = sampling_rows([Sampling()] * job.batch, cfg.thinker.text.vocab_size)
-  limits = Limits(np.zeros(4, np.int32), np.zeros(job.batch, np.int32))
+  limits = decode.Limits(np.zeros(4, np.int32), np.zeros(job.batch, np.int32))
   params = placed(thinker_spec(cfg.thinker), mesh, jnp.bfloat16)
   return params, *_rows((sampling, limits), job.batch, mesh)
 
 
 def _prefill(cfg: OmniConfig, job: Job, mesh):
-  import jax.numpy as jnp
-  import numpy as np
-
-  from qwen3_omni_jax.infer import decode
-  from qwen3_omni_jax.infer.collate import Batch, Media
-  from qwen3_omni_jax.models.thinker import Features, ThinkerTokens
-  from qwen3_omni_jax.sharding import jitted
-
   B, T = job.batch, job.length
   params, sampling, limits = _thinker_call(cfg, job, mesh)
   zeros = lambda *shape, dtype=np.int32: np.broadcast_to(np.zeros((), dtype), shape)
@@ -131,13 +71,6 @@ def _prefill(cfg: OmniConfig, job: Job, mesh):
 
 
 def _decode(cfg: OmniConfig, job: Job, mesh):
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from qwen3_omni_jax.infer import decode
-  from qwen3_omni_jax.sharding import jitted
-
   B = job.batch
   params, sampling, limits = _thinker_call(cfg, job, mesh)
   cache = _cache(cfg.thinker.text, job, mesh)
@@ -163,16 +96,6 @@ class _Static:
 
 
 def _speech(cfg: OmniConfig, job: Job, mesh):
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from qwen3_omni_jax.infer import speech
-  from qwen3_omni_jax.infer.voice import Voice
-  from qwen3_omni_jax.models.code_predictor import code_predictor_spec, prepare_predictor
-  from qwen3_omni_jax.models.talker import TextTrack, talker_spec
-  from qwen3_omni_jax.sharding import jitted
-
   if cfg.talker is None:
     raise ValueError('this model has no Talker (Thinking and Captioner variants write only): plan another job')
   B, talker = job.batch, cfg.talker

@@ -1,0 +1,82 @@
+"""The job of a plan: which program, of which shapes."""
+
+import dataclasses
+from typing import Any
+
+from qwen3_omni_jax.config import OmniConfig
+from qwen3_omni_jax.flops import Work, forward_flops, train_flops
+from qwen3_omni_jax.train.config import to_data
+from qwen3_omni_jax.train.run_config import Run
+from qwen3_omni_jax.train.state import assign_roles
+from qwen3_omni_jax.train.utilisation import learning
+
+JOBS = ('train', 'prefill', 'decode', 'speech')
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """batch: rows over all devices. length: tokens of a row (train, prefill), or cache slots (decode; frames and prompt of speech).
+
+  strategy: of sharding.mesh_shape. run: of a training job, whose shapes, mesh and everything else are the run's; its sizes are
+  resolved for the devices (train.geometry).
+  """
+
+  kind: str
+  batch: int
+  length: int
+  strategy: str
+  run: Run | None = None
+
+  def __post_init__(self):
+    problems = []
+    if self.kind not in JOBS:
+      problems.append(f'job {self.kind!r}: expected one of {", ".join(JOBS)}')
+    if (self.kind == 'train') != (self.run is not None):
+      problems.append('a training job, and no other, has the configuration of a run')
+    if self.batch < 1 or self.length < 16:
+      problems.append(f'batch {self.batch} and length {self.length}: expected at least 1 and 16')
+    if problems:
+      raise ValueError('; '.join(problems))
+
+  @classmethod
+  def of_run(cls, run: Run) -> 'Job':
+    return cls('train', run.data.rows, run.data.length, run.mesh, run)
+
+  def as_data(self) -> dict[str, Any]:
+    """For JSON."""
+    return {
+      'kind': self.kind,
+      'batch': self.batch,
+      'length': self.length,
+      'strategy': self.strategy,
+      'run': None if self.run is None else to_data(self.run),
+    }
+
+
+def work_of(cfg: OmniConfig, job: Job) -> Work:
+  """What one run of the program computes: a step, a prefill, a decode step or a frame of every row. Batches and caches are full:
+  so are the rooms of a training batch for audio and pictures, which real batches seldom fill."""
+  if job.kind == 'decode':
+    return Work.of_step(job.batch, job.length)
+  if job.kind == 'speech':
+    return Work.of_frame(job.batch, job.length)
+  lengths = [job.length] * job.batch
+  if job.run is None:
+    return Work.of_lengths(cfg, lengths, logits=job.batch)
+  shape, microbatches = job.run.data.lane_shape(cfg), job.run.step.accumulate
+  lanes = job.run.data.lanes
+  windows = shape.audio_rows * lanes * (shape.chunks // cfg.thinker.audio.chunks_per_window)
+  work = Work.of_lengths(
+    cfg,
+    lengths,
+    audio=[cfg.thinker.audio.n_window_infer] * windows,
+    frames=[shape.patches] * shape.visual_rows * lanes,
+  )
+  return sum((work for _ in range(microbatches)), Work())
+
+
+def flops_of(cfg: OmniConfig, job: Job) -> dict[str, float]:
+  """FLOPs by 'part.kind' over all devices."""
+  if job.run is None:
+    return forward_flops(cfg, work_of(cfg, job))
+  return train_flops(cfg, work_of(cfg, job), *learning(assign_roles(cfg, job.run)))

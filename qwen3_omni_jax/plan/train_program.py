@@ -1,0 +1,30 @@
+"""The step that `train` runs, with its arguments as shapes: the state, and a batch as the input pipeline makes it."""
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qwen3_omni_jax.config import OmniConfig
+from qwen3_omni_jax.train.feed import global_shapes
+from qwen3_omni_jax.train.packing import assemble_batch
+from qwen3_omni_jax.train.state import abstract_state, state_shardings
+from qwen3_omni_jax.train.step import batch_specs, make_step
+
+from .job import Job
+
+
+def train_program(cfg: OmniConfig, job: Job, mesh) -> tuple[Any, tuple, dict[str, Any]]:
+  """(the step, its arguments as shapes on the mesh, the arguments by what they are)."""
+  run = job.run
+  assert run is not None
+  state = abstract_state(cfg, run, mesh)
+  lane = assemble_batch([(0, ())], run.data.lane_shape(cfg), cfg.thinker)
+  stacked = run.step.accumulate > 1
+  batch = global_shapes([lane] * run.step.accumulate, run.data.lanes)
+  place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+  batch = jax.tree.map(place, batch, batch_specs(batch, mesh, stacked))
+  out = (state_shardings(cfg, run, mesh), NamedSharding(mesh, PartitionSpec()))
+  step = jax.jit(make_step(cfg, run), donate_argnums=0, out_shardings=out)
+  held = {'weights': (state.trainable, state.frozen), 'optimiser': (state.optimiser, state.ema), 'activations': batch}
+  return step, (state, batch), held

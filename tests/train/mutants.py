@@ -1,0 +1,168 @@
+"""Breaks train/ in one place after another, and sees that a test fails: `python -m tests.train.mutants [NAME ...] [--save]`.
+
+Each mutant is a copy of the tree with one line changed. The tests named with it must pass on the copy before the change and fail
+after it; a mutant that they pass survives, and the run exits with 1. With --save the outcome is kept in
+benchmarks/results/train_mutants.json.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+FOLDERS = ('qwen3_omni_jax', 'train', 'eval', 'tools', 'configs', 'examples', 'tests', 'benchmarks')
+INSIDE = ('train', 'eval', 'tools', 'configs', 'examples')  # of the installed package; beside it in the tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+  """old, new: a piece of text in `file` that occurs once, and what replaces it. tests: arguments of pytest."""
+
+  name: str
+  file: str
+  old: str
+  new: str
+  tests: str
+
+
+OPTIMISER, LOSSES, STEP = 'tests/train/test_optimiser.py', 'tests/train/test_losses.py', 'tests/train/test_step.py'
+MUTANTS = (
+  Mutant(
+    'no warm-up', 'train/optimiser.py', 'optax.linear_schedule(1 / warmup, 1.0', 'optax.linear_schedule(1.0, 1.0', OPTIMISER
+  ),
+  Mutant('cosine ends at 0', 'train/optimiser.py', 'left, alpha=final', 'left, alpha=0.0', OPTIMISER),
+  Mutant('decay begins too soon', 'train/optimiser.py', 'transition_begin=left - decay', 'transition_begin=0', OPTIMISER),
+  Mutant('no clipping', 'train/optimiser.py', 'if cfg.clip else', 'if cfg.clip < 0 else', OPTIMISER),
+  Mutant("a part's own schedule is not used", 'train/optimiser.py', 'part is None or getattr', 'True or getattr', OPTIMISER),
+  Mutant('norms decay', 'train/optimiser.py', "specs[path].init == 'normal' and ", '', OPTIMISER),
+  Mutant('pooled balance loss', 'train/losses.py', "if form == 'reference'", "if form != 'reference'", LOSSES),
+  Mutant('z-loss of another sign', 'train/losses.py', 'return sums.log_z2.mean()', 'return -3 * sums.log_z2.mean()', LOSSES),
+  Mutant(
+    'padding counts in the balance',
+    'train/losses.py',
+    'number = jnp.maximum(valid.sum(), 1)',
+    'number = jnp.maximum(valid.size, 1)',
+    LOSSES,
+  ),
+  Mutant('the head loses the last chunk', 'train/losses.py', 'jnp.log(total) + top - chosen', 'jnp.log(total) - chosen', LOSSES),
+  Mutant('the table of embeddings in bfloat16', 'train/step.py', "path == 'thinker/embed' or ", '', f'{STEP} -k frequent'),
+  Mutant(
+    'microbatches are not all counted',
+    'train/step.py',
+    'lambda x: x.sum(axis=0), sums',
+    'lambda x: x[0], sums',
+    f'{STEP} -k accumulated',
+  ),
+  Mutant('targets are not shifted', 'train/packing.py', '= inputs.ids[1:]', '= inputs.ids[:-1]', 'tests/train/test_packing.py'),
+  Mutant(
+    'documents of a row see one another',
+    'train/packing.py',
+    'documents[item.row] += 1',
+    'documents[item.row] = 1',
+    'tests/train/test_packing.py',
+  ),
+  Mutant('the best bin is the emptiest', 'train/room.py', 'best = min(', 'best = max(', 'tests/train/test_packing.py'),
+  Mutant(
+    'the end of a turn is not learnt',
+    'train/mask.py',
+    'int(after[0]) + 1] = True',
+    'int(after[0])] = True',
+    'tests/train/test_mask.py',
+  ),
+  Mutant(
+    'the best that a process met',
+    'train/agreement.py',
+    'return max(outcomes)',
+    'return min(outcomes)',
+    'tests/train/test_checkpoint.py',
+  ),
+  Mutant(
+    'weights are shares of records',
+    'train/mixing.py',
+    'accounts[source] -= tokens',
+    'accounts[source] -= total',
+    'tests/train/test_data.py -k "weight or mixture"',
+  ),
+  Mutant(
+    'bad records judged without a bound',
+    'train/bad_records.py',
+    '> math.log(1 / FALSE_ALARM)',
+    '> 0',
+    'tests/train/test_data.py -k bad',
+  ),
+  Mutant(
+    'a state of other data is taken',
+    'train/data_state.py',
+    'if saved == now:',
+    'if True:',
+    'tests/train/test_data.py -k "other_data"',
+  ),
+  Mutant(
+    'one process speaks for all',
+    'train/data_state.py',
+    'for state in states for lane',
+    'for state in states[:1] for lane',
+    'tests/train/test_data.py -k processes',
+  ),
+)
+
+
+def copy_tree(folder: pathlib.Path) -> None:
+  """The code without what is installed, with the package whole in itself, so that the copy is what runs."""
+  skip = shutil.ignore_patterns('__pycache__', '*.egg-info')
+  for name in FOLDERS:
+    shutil.copytree(ROOT / name, folder / name, ignore=skip, symlinks=True)
+  shutil.copy(ROOT / 'pyproject.toml', folder)
+  for name in INSIDE:
+    (folder / 'qwen3_omni_jax' / name).symlink_to(folder / name)
+
+
+def passes(folder: pathlib.Path, tests: str) -> bool:
+  """Whether the tests pass there. Raises RuntimeError if they cannot be run."""
+  command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-m', 'not slow', *shlex.split(tests)]
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(folder)}
+  done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+  if done.returncode not in (0, 1):
+    raise RuntimeError(f'{tests}: {done.stdout[-2000:]}{done.stderr[-2000:]}')
+  return done.returncode == 0
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('names', nargs='*', help='of mutants; default all')
+  parser.add_argument('--save', action='store_true')
+  args = parser.parse_args()
+  chosen = [mutant for mutant in MUTANTS if not args.names or mutant.name in args.names]
+  outcome: dict[str, str] = {}
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    copy_tree(folder)
+    broken = [tests for tests in dict.fromkeys(mutant.tests for mutant in chosen) if not passes(folder, tests)]
+    if broken:
+      raise SystemExit(f'these fail without any mutant: {"; ".join(broken)}')
+    for mutant in chosen:
+      file = folder / mutant.file
+      text = file.read_text()
+      if text.count(mutant.old) != 1:
+        raise SystemExit(f'{mutant.name}: {mutant.old!r} occurs {text.count(mutant.old)} times in {mutant.file}')
+      file.write_text(text.replace(mutant.old, mutant.new))
+      outcome[mutant.name] = 'SURVIVED' if passes(folder, mutant.tests) else 'killed'
+      file.write_text(text)
+      print(f'{outcome[mutant.name]:9} {mutant.name} ({mutant.file}; {mutant.tests})', flush=True)
+  survived = [name for name, how in outcome.items() if how != 'killed']
+  print(f'{len(outcome) - len(survived)} of {len(outcome)} killed')
+  if args.save:
+    from benchmarks import common
+
+    common.save('train_mutants', common.circumstances() | {'mutants': outcome})
+  return 1 if survived else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

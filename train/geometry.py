@@ -1,0 +1,49 @@
+"""Sizes of a batch that follow the devices: a configuration in numbers per device fits 8 chips and 6,144."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from qwen3_omni_jax.sharding import BATCH_AXES
+
+from .data_config import DataConfig
+from .run_config import Run
+
+SIZES = ('rows', 'lanes', 'audio_s', 'visual_patches')  # of DataConfig, that are numbers per device with `per_device`
+
+
+def row_groups(mesh: Mapping[str, int]) -> int:
+  """Devices, or groups of devices along `context` and `tensor`, that can have rows of their own. mesh: size of each axis."""
+  groups = 1
+  for axis in BATCH_AXES:
+    groups *= mesh.get(axis, 1)
+  return groups
+
+
+def resolve(run: Run, mesh: Mapping[str, int], begun: Mapping[str, Any] | None = None) -> Run:
+  """The run with its data's sizes for all devices.
+
+  begun: plain data of the configuration that the run was begun with, if it goes on: its sizes stay, so that a run that goes on
+  with another number of devices reads the same batches. Raises ValueError if a batch cannot be shared out over the mesh.
+  """
+  groups = row_groups(mesh)
+  data = _resolved(run.data, groups, begun and begun.get('data'), 'data')
+  if run.evaluate is None:
+    return dataclasses.replace(run, data=data)
+  before = begun and (begun.get('evaluate') or {}).get('data')
+  held_out = _resolved(run.evaluate.data, groups, before, 'evaluate.data')
+  return dataclasses.replace(run, data=data, evaluate=dataclasses.replace(run.evaluate, data=held_out))
+
+
+def _resolved(data: DataConfig, groups: int, begun: Mapping[str, Any] | None, name: str) -> DataConfig:
+  if not data.per_device:
+    return data
+  sizes = {field: getattr(data, field) * groups for field in SIZES}
+  if begun and not begun.get('per_device', False) and begun.get('length') == data.length:
+    sizes = {field: begun[field] for field in SIZES}
+    if sizes['rows'] % groups:
+      raise ValueError(
+        f'{name}: the run was begun with {sizes["rows"]} rows a batch, which {groups} groups of devices cannot share out evenly; '
+        'choose a mesh whose axes data, fsdp and expert divide them, or begin a new run (out=…)'
+      )
+  return dataclasses.replace(data, per_device=False, **sizes)
