@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--slices', type=int, default=1, help='slices of that topology, joined by the data center network')
   parser.add_argument('--config', metavar='YAML', help="train: the run's configuration, as of `train`; default s2_general")
   parser.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='train: in place of values of it, as of `train`')
-  parser.add_argument('--strategy', help='not train: single, fsdp, expert, tensor, pod, serve, or mesh sizes as in fsdp=4,expert=8')
+  parser.add_argument('--strategy', help='not train: of the mesh; serve, pod, …, or sizes as in fsdp=4,expert=8')
   parser.add_argument('--batch', type=int, help='not train: rows over all devices; default one for each device')
   parser.add_argument('--length', type=int, help='not train: tokens of a row, or slots of its cache (decode, speech)')
   parser.add_argument('--json', action='store_true', help='print one JSON object')
@@ -41,11 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _job(args: argparse.Namespace, topology: Topology):
   """The Job that is asked for. Raises ValueError for options of another kind of job."""
-  from qwen3_omni_jax.plan.job import Job
-  from qwen3_omni_jax.sharding import mesh_shape
   from qwen3_omni_jax.train.config import read
   from qwen3_omni_jax.train.geometry import resolve
   from qwen3_omni_jax.train.run_config import Run
+
+  from qwen3_omni_jax.plan.job import Job
+  from qwen3_omni_jax.sharding import mesh_shape
 
   if args.job != 'train':
     if args.config or args.overrides:

@@ -30,19 +30,32 @@ def process_shard(rows: int, mesh) -> tuple[int, int]:
   return start // (stop - start), rows // (stop - start)
 
 
+def stack(batches: Sequence[TrainBatch]) -> TrainBatch:
+  """Microbatches as one batch: more than one get an axis in front."""
+  return jax.tree.map(lambda *x: np.stack(x), *batches) if len(batches) > 1 else batches[0]
+
+
+def global_shapes(batches: Sequence[TrainBatch], shards: int) -> TrainBatch:
+  """Shapes of the batch of all shards, of which these are the microbatches of one."""
+  local, lead = stack(batches), int(len(batches) > 1)
+  along = jax.tree.map(lambda x: lead, local)
+  along = along.replace(tokens=along.tokens.replace(positions=lead + 1))
+  whole = lambda x, axis: jax.ShapeDtypeStruct((*x.shape[:axis], x.shape[axis] * shards, *x.shape[axis + 1 :]), x.dtype)
+  return _with_lanes(jax.tree.map(whole, local, along), local.media.lanes * shards)
+
+
+def _with_lanes(batch: TrainBatch, lanes: int) -> TrainBatch:
+  return batch.replace(media=batch.media.replace(lanes=lanes))
+
+
 def put(batches: Sequence[TrainBatch], mesh, shards: int) -> TrainBatch:
   """Local microbatches as one global batch; more than one are stacked. shards: how many processes' rows make the batch.
 
   Raises ValueError naming the arrays whose rows cannot be divided like those of tokens.
   """
-  stacked = len(batches) > 1
-  local = jax.tree.map(lambda *x: np.stack(x), *batches) if stacked else batches[0]
-  lead = int(stacked)
-  along = jax.tree.map(lambda x: lead, local)
-  along = along.replace(tokens=along.tokens.replace(positions=lead + 1))
-  whole = lambda x, axis: jax.ShapeDtypeStruct((*x.shape[:axis], x.shape[axis] * shards, *x.shape[axis + 1 :]), x.dtype)
-  shapes = jax.tree.map(whole, local, along)
-  specs = batch_specs(shapes, mesh, stacked)
+  shapes = global_shapes(batches, shards)
+  local = _with_lanes(stack(batches), shapes.media.lanes)
+  specs = batch_specs(shapes, mesh, len(batches) > 1)
 
   def place(x, shape, spec):
     sharding = NamedSharding(mesh, spec)
@@ -53,8 +66,7 @@ def put(batches: Sequence[TrainBatch], mesh, shards: int) -> TrainBatch:
     except ValueError as error:
       raise ValueError(f'{shape.shape} over {shards} shards of rows: choose sizes that all devices share ({error})') from error
 
-  batch = jax.tree.map(place, local, shapes, specs)
-  return batch.replace(media=batch.media.replace(lanes=local.media.lanes * shards))
+  return jax.tree.map(place, local, shapes, specs)
 
 
 @dataclasses.dataclass(frozen=True)

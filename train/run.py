@@ -32,6 +32,7 @@ from .config import to_data
 from .data import make_loader
 from .feed import Feed, Prefetch, process_shard
 from .finish import finish_run
+from .geometry import resolve
 from .metrics import Metrics
 from .run_config import Run
 from .state import PARTS, Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings
@@ -63,6 +64,7 @@ def train(run: Run) -> TrainState:
   complete = max(checkpoints.steps(), default=0) >= run.steps
   if run.export is not None and not complete and list(pathlib.Path(run.export).glob('*')):
     raise ValueError(f'export {run.export}: not empty; give a new folder')
+  run = resolve(run, mesh.shape, _begun_with(out) if checkpoints.steps() else None)
   state, data_state = begin_or_resume(run, cfg, roles, mesh, model, checkpoints)
   _write_config(out, run)
   done = int(state.step)
@@ -256,6 +258,12 @@ def _summary(cfg: OmniConfig, roles: Roles, mesh) -> str:
   size = lambda paths: sum(int(np.prod(roles.specs[path].shape)) for path in paths)
   shape = ' '.join(f'{axis}={n}' for axis, n in mesh.shape.items() if n > 1) or 'one device'
   return f'{size(roles.trainable):,} parameters trained, {size(roles.frozen):,} frozen; {shape}'
+
+
+def _begun_with(out) -> dict[str, Any] | None:
+  """The configuration that the run in this folder was last started with."""
+  path = out / 'config.yaml'
+  return yaml.safe_load(path.read_text()) if path.exists() else None
 
 
 def _write_config(out: pathlib.Path, run: Run) -> None:

@@ -7,6 +7,7 @@ import pytest
 from qwen3_omni_jax.train.config import read
 from qwen3_omni_jax.train.data import ExampleStream
 from qwen3_omni_jax.train.fitting import level
+from qwen3_omni_jax.train.geometry import resolve
 from qwen3_omni_jax.train.room import ExampleSize
 from qwen3_omni_jax.train.run_config import Run
 
@@ -43,7 +44,7 @@ def example(folder, tiny_folder, stage: str, content: str, **media):
   """(the example that a stage makes of a record, the room of one of its lanes, both for the released model's shapes)."""
   said = [{'role': 'user', 'content': content}, {'role': 'assistant', 'content': 'y'}]
   path = write_jsonl(folder / 'a.jsonl', [{'messages': said, **media}])
-  run = read(Run, stage, ['model=m', 'out=o', f'data.sources=[{json.dumps({"path": str(path)})}]'])
+  run = resolve(read(Run, stage, ['model=m', 'out=o', f'data.sources=[{json.dumps({"path": str(path)})}]']), {'fsdp': 2})
   processor = Processor.from_folder(tiny_folder)
   found = ExampleStream(run.data, processor)[0]
   assert found.error is None, found.error
