@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from qwen3_omni_jax.train.plan_collectives import collectives
 
 from qwen3_omni_jax.models.thinker import merge_features
 from qwen3_omni_jax.nn.decoder import Deepstack
 from qwen3_omni_jax.nn.pick_rows import pick_rows
 from qwen3_omni_jax.nn.remat import rematerialised
+from qwen3_omni_jax.plan.collectives import collectives
 from qwen3_omni_jax.sharding import batch_axes, length_axis, make_mesh
 
 pytestmark = pytest.mark.quick_to_compile

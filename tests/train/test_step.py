@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding
 from qwen3_omni_jax.train import step as step_module
 from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step, read
 from qwen3_omni_jax.train.optimiser import moments_by_name
-from qwen3_omni_jax.train.plan_collectives import collectives
 from qwen3_omni_jax.train.run_config import Run
 from qwen3_omni_jax.train.stages import LoraPart, Part
 from qwen3_omni_jax.train.state import abstract_state, assign_roles, flatten, init_state, unflatten
@@ -21,6 +20,7 @@ from qwen3_omni_jax.infer.collate import Media
 from qwen3_omni_jax.models.thinker import Features, embed_tokens, thinker_forward
 from qwen3_omni_jax.nn.moe import route
 from qwen3_omni_jax.nn.remat import NAMES
+from qwen3_omni_jax.plan.collectives import collectives
 from qwen3_omni_jax.sharding import make_mesh
 from tests.train import batches
 
