@@ -28,8 +28,9 @@ def prepare_torchvision() -> None:
   prepare_torchvision.library = library  # type: ignore[attr-defined]  # must stay alive
 
 
-def load_model(folder: pathlib.Path):
-  """transformers' model of a folder with the Talker, float32; every tensor of the folder is used, and no other needed."""
+def load_model(folder: pathlib.Path, dtype=None):
+  """transformers' model of a folder with the Talker, with its plain loop over experts; every tensor of the folder is used, and
+  no other needed. dtype: default float32."""
   prepare_torchvision()
   import torch
   import transformers
@@ -37,7 +38,7 @@ def load_model(folder: pathlib.Path):
   torch.set_num_threads(2)
   transformers.logging.set_verbosity_error()
   model, info = transformers.Qwen3OmniMoeForConditionalGeneration.from_pretrained(
-    folder, dtype=torch.float32, output_loading_info=True
+    folder, dtype=dtype or torch.float32, experts_implementation='eager', output_loading_info=True
   )
   assert not info['missing_keys'] and not info['unexpected_keys'] and not info['mismatched_keys'], info
   return model.eval()

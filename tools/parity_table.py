@@ -36,7 +36,7 @@ def table(rows: list[dict]) -> str:
   for part, by_checkpoint in parts.items():
     some = next(iter(by_checkpoint.values()))[0]
     cells = [_cell(by_checkpoint.get(c)) for c in checkpoints]
-    bound = 'exact' if some['bound'] == 0 else f'{some["bound"]:.0e} {some["unit"]}'
+    bound = 'exact' if some['bound'] == 0 else f'{_number(some["bound"], "%.0e")} {some["unit"]}'
     lines.append(f'| {part} | ' + ' | '.join(cells) + f' | {bound} |')
   return '\n'.join(lines) + '\n'
 
@@ -46,9 +46,13 @@ def _cell(rows: list[dict] | None) -> str:
     return '–'  # the checkpoint has no such part
   worst = max(rows, key=lambda row: row['measured'])
   if worst['bound'] != 0:
-    return f'{worst["measured"]:.1e}'
+    return _number(worst['measured'], '%.1e')
   compared = sum(int(re.sub(r'\D', '', row['unit'])) for row in rows)
   return f'{sum(row["measured"] for row in rows)} of {compared} differ'
+
+
+def _number(value: float, small: str) -> str:
+  return f'{value:.2f}' if value > 0.1 else small % value  # a ratio, or a small difference
 
 
 if __name__ == '__main__':

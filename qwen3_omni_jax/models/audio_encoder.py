@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from ..config import AudioConfig
 from ..nn.attention import attention
-from ..nn.layers import gelu, layer_norm, layer_norm_spec, linear, linear_spec
+from ..nn.layers import add, gelu, layer_norm, layer_norm_spec, linear, linear_spec
 from ..nn.params import Param, Spec, declare, stack
 from ..nn.remat import rematerialised
 from ..shapes import Array, Float, Int, Params
@@ -118,16 +118,18 @@ def encode_audio(
     a, normed = p['attn'], layer_norm(x, p['attn_norm'], NORM_EPS)
     q, k, v = (_project(normed, a[name]) for name in 'qkv')
     out = attention(q, k, v, q_segment=segment, k_segment=segment)
-    x = x + jnp.einsum('RSNH,NHD->RSD', out, a['o']['kernel'].astype(x.dtype)) + a['o']['bias'].astype(x.dtype)
+    x = add(x, jnp.einsum('RSNH,NHD->RSD', out, a['o']['kernel'].astype(x.dtype)), a['o']['bias'])
     y = linear(gelu(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down'])
-    return shard_items(x + y), None
+    return shard_items(add(x, y)), None
 
   x, _ = jax.lax.scan(rematerialised(layer, remat), x, params['layers'])
   return linear(gelu(linear(layer_norm(x, params['norm'], NORM_EPS), params['proj1'])), params['proj2'])
 
 
 def _project(x: Float[Array, 'R S D'], p: Params) -> Float[Array, 'R S N H']:
-  return jnp.einsum('RSD,DNH->RSNH', x, p['kernel'].astype(x.dtype)) + p['bias'].astype(x.dtype)
+  D, N, H = p['kernel'].shape
+  y = linear(x, {'kernel': p['kernel'].astype(x.dtype).reshape(D, -1), 'bias': p['bias'].reshape(-1)})
+  return y.reshape(*x.shape[:-1], N, H)
 
 
 CONVOLUTIONS = ('conv1', 'conv2', 'conv3', 'conv_out')
@@ -144,7 +146,7 @@ def _convolve(
 ) -> Float[Array, 'R S D']:
   """Mel windows to transformer inputs, a block of windows after the other."""
   R, F, M = mel.shape
-  positions = jnp.asarray(sinusoids(-(-cfg.chunk_frames // SHRINK), cfg.d_model), mel.dtype)
+  positions = jnp.asarray(sinusoids(-(-cfg.chunk_frames // SHRINK), cfg.d_model))
   kernel = params['conv_out']['kernel'].astype(mel.dtype).reshape(-1, cfg.d_model)
 
   def block(inputs):
@@ -157,7 +159,7 @@ def _convolve(
       # What lies past the reference's padded width must be zero, as its own border is, for the next convolution.
       x = jnp.where((jnp.arange(x.shape[2]) < width[:, None])[:, None, :, None], x, 0)
     x = jnp.einsum('nMTC->nTCM', x)  # one plain matmul: XLA on CPU is ten times slower on two contracted axes
-    x = x.reshape(*x.shape[:2], -1) @ kernel + positions
+    x = add(x.reshape(*x.shape[:2], -1) @ kernel, positions)
     return x.reshape(mel.shape[0], -1, cfg.d_model)
 
   block = block if remat in (False, 'none') else jax.checkpoint(block)  # its convolutions are large beside what they are given
@@ -171,7 +173,7 @@ def _conv(x: Float[Array, 'n M T I'], p: Params) -> Float[Array, 'n M2 T2 O']:
   """3 x 3 convolution of stride 2, one zero around; kernel 'mel time in out'."""
   kernel = p['kernel'].astype(x.dtype)
   y = jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  return y + p['bias'].astype(x.dtype)
+  return add(y, p['bias'])
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from ..config import TalkerConfig
 from ..nn import rope
 from ..nn.attention import attention
 from ..nn.decoder import decoder_spec, forward
-from ..nn.layers import rms_norm
+from ..nn.layers import rms_norm, silu_gate
 from ..nn.params import Param, Spec, declare
 from ..shapes import Array, Float, Int, Params
 
@@ -114,12 +114,12 @@ def predict_codes(
   def body(carry, step):
     embedding, total, caches = carry
     code, embedding, caches = next_code(embedding[:, None], step, caches)
-    return (embedding, total + embedding, caches), code
+    return (embedding, total + embedding.astype(jnp.float32), caches), code
 
   code, embedding, caches = next_code(jnp.stack([hidden, code0_embedding], axis=1), jnp.int32(0), caches)
-  carry = (embedding, code0_embedding + embedding, caches)
+  carry = (embedding, code0_embedding.astype(jnp.float32) + embedding.astype(jnp.float32), caches)
   (_, total, _), codes = jax.lax.scan(body, carry, jnp.arange(1, Q - 1, dtype=jnp.int32))
-  return jnp.concatenate([code[:, None], codes.T], axis=1), total
+  return jnp.concatenate([code[:, None], codes.T], axis=1), total.astype(embedding.dtype)
 
 
 def _run_layers(predictor: Predictor, cfg: TalkerConfig, x: Float[Array, 'B T D'], first, caches):
@@ -144,7 +144,7 @@ def _run_layers(predictor: Predictor, cfg: TalkerConfig, x: Float[Array, 'B T D'
     x = x + out.reshape(B, T, N * H) @ layer.o
     normed = rms_norm(x, layer.mlp_norm, p.rms_norm_eps)
     gate, up = jnp.split(normed @ layer.gate_up, 2, axis=-1)
-    x = x + (jax.nn.silu(gate) * up) @ layer.down
+    x = x + silu_gate(gate, up) @ layer.down
   return x, tuple(filled)
 
 
@@ -164,7 +164,9 @@ def code_predictor_forward(
   positions = jnp.broadcast_to(jnp.arange(rest + 1, dtype=jnp.int32), (B, rest + 1))
   x, _ = forward(params['layers'], cfg.code_predictor, x, positions, jnp.ones_like(positions), remat=remat)
   x = rms_norm(x[:, 1:], params['norm'], cfg.code_predictor.rms_norm_eps)
-  return jnp.einsum('BQD,QDV->BQV', x, params['head'].astype(x.dtype), preferred_element_type=jnp.float32)
+  # With Q first, as XLA on CPU multiplies in bfloat16 with a float32 result; it cannot do so in the order 'BQV'.
+  y = jnp.einsum('BQD,QDV->QBV', x, params['head'].astype(x.dtype), preferred_element_type=jnp.float32)
+  return jnp.einsum('QBV->BQV', y)
 
 
 class CodePredictor(nn.Module):

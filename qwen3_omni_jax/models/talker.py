@@ -6,7 +6,6 @@ text.
 """
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -14,7 +13,7 @@ from ..config import TalkerConfig
 from ..nn.cache import KVCache
 from ..nn.decoder import Trace, decoder_spec, extend, forward, prefill
 from ..nn.expert_parallel import LOSSLESS, Dispatch
-from ..nn.layers import linear, linear_spec, rms_norm
+from ..nn.layers import linear, linear_spec, rms_norm, silu
 from ..nn.params import Param, Spec, declare
 from ..shapes import Array, Bool, Float, Int, Params
 from ..sharding import shard_rows
@@ -46,7 +45,7 @@ def _projection_spec(cfg: TalkerConfig) -> Spec:
 
 def project(p: Params, x: Float[Array, '*b I']) -> Float[Array, '*b D']:
   """From the Thinker's width to the Talker's. p: 'text_projection' or 'hidden_projection'."""
-  return linear(jax.nn.silu(linear(x, p['fc1'])), p['fc2'])
+  return linear(silu(linear(x, p['fc1'])), p['fc2'])
 
 
 class TextTrack(flax.struct.PyTreeNode):

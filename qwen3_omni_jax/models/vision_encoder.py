@@ -12,7 +12,7 @@ from flax import linen as nn
 from ..config import VisionConfig
 from ..nn import rope
 from ..nn.attention import attention
-from ..nn.layers import gelu, gelu_tanh, layer_norm, layer_norm_spec, linear, linear_spec
+from ..nn.layers import add, gelu, gelu_tanh, layer_norm, layer_norm_spec, linear, linear_spec
 from ..nn.params import Param, Spec, declare, stack
 from ..nn.remat import rematerialised
 from ..shapes import Array, Float, Int, Params
@@ -88,7 +88,7 @@ def encode_vision(
   # Half of the rotated pairs turn with the row, half with the column.
   angle = jnp.concatenate([rope.angles(at, cfg.head_dim // 2, cfg.rope_theta) for at in (rows, cols)], axis=-1)
   x = linear(patches, params['patch'])
-  x = shard_items(x + position_embedding(params['positions'], cfg.grid_side, rows, cols, heights, widths).astype(x.dtype))
+  x = shard_items(add(x, position_embedding(params['positions'], cfg.grid_side, rows, cols, heights, widths)))
   levels = len(cfg.deepstack_visual_indexes)
   # Every layer writes its output to the slot of the next deepstack level, where the level's own layer writes last;
   # layers after the last level write to a spare slot.
@@ -101,11 +101,11 @@ def encode_vision(
     # One plain matmul, split afterwards: half the time of an einsum to 'A R P N H' on CPU.
     qkv = linear(normed, {'kernel': a['qkv']['kernel'].astype(x.dtype).reshape(D, -1), 'bias': a['qkv']['bias'].reshape(-1)})
     q, k, v = (y.reshape(R, P, cfg.num_heads, cfg.head_dim) for y in jnp.split(qkv, 3, axis=-1))
-    # Rotated in float32: the reference does so here, unlike in its language models.
-    q, k = (rope.rotate(y.astype(jnp.float32), angle).astype(x.dtype) for y in (q, k))
+    q, k = rope.rotate(q, angle), rope.rotate(k, angle)
     out = attention(q, k, v, q_segment=segment, k_segment=segment)
-    x = x + jnp.einsum('RPNH,NHD->RPD', out, a['o']['kernel'].astype(x.dtype)) + a['o']['bias'].astype(x.dtype)
-    x = shard_items(x + linear(gelu_tanh(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down']))
+    x = add(x, jnp.einsum('RPNH,NHD->RPD', out, a['o']['kernel'].astype(x.dtype)), a['o']['bias'])
+    y = linear(gelu_tanh(linear(layer_norm(x, p['mlp_norm'], NORM_EPS), p['mlp']['up'])), p['mlp']['down'])
+    x = shard_items(add(x, y))
     return (x, jax.lax.dynamic_update_index_in_dim(taps, x, slot, 0)), None
 
   step = rematerialised(layer, remat)

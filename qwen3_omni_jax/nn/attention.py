@@ -61,8 +61,8 @@ def _attend(q, k, v, query, key, kernel, aligned: bool, *, causal: bool, window:
   B, T, N, H = q.shape
   K = k.shape[2]
   mask_fn = functools.partial(_mask, causal=causal, window=window)
-  q = q * jnp.asarray(H**-0.5, q.dtype)
-  if backend == 'splash':
+  if backend == 'splash':  # the one that scales nothing itself; the others scale the float32 scores
+    q = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
     return splash_attention(kernel, q, k, v, query[0], key[0])
   segment = query[0]
   if backend != 'dense':  # masks are then built where they are used, in the backward pass and in a branch not taken too
@@ -147,7 +147,7 @@ def _dense_block(q, k, v, mask):
   # Batch axes are moved to the front first and the division comes last, on the small side: measured two to three times
   # faster on CPU than the same sums in the arrays' own order.
   q, k, v = jnp.einsum('BTKGH->BKGTH', q), jnp.einsum('BSKH->BKSH', k), jnp.einsum('BSKH->BKSH', v)
-  scores = jnp.einsum('BKGTH,BKSH->BKGTS', q, k, preferred_element_type=jnp.float32)
+  scores = jnp.einsum('BKGTH,BKSH->BKGTS', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
   scores = jnp.where(mask[:, None, None], scores, _LOWEST)
   top = scores.max(axis=-1, keepdims=True)
   weights = jnp.exp(scores - top).astype(v.dtype)

@@ -78,7 +78,7 @@ def splash_attention(
 def cudnn_attention(
   q: Float[Array, 'B T N H'], k: Float[Array, 'B S K H'], v: Float[Array, 'B S K H'], mask: Bool[Array, 'B T S']
 ) -> Float[Array, 'B T N H']:
-  """q is scaled already. On CPU, XLA's own form of the same function."""
+  """On CPU, XLA's own form of the same function."""
   out = _cudnn()(q, k, v, mask=mask[:, None])
   return jnp.where(mask.any(axis=2)[..., None, None], out, 0)
 
@@ -103,7 +103,7 @@ def cudnn_causal(q, k, v, segment: Int[Array, 'B T'], otherwise: Callable) -> Fl
 
 def _cudnn():
   library = 'cudnn' if platform() == 'gpu' else 'xla'
-  return functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation=library)
+  return functools.partial(jax.nn.dot_product_attention, implementation=library)  # scales the scores by H ** -0.5
 
 
 def _segment_starts(segment: Int[Array, 'B T']) -> Bool[Array, 'B T']:
@@ -124,5 +124,13 @@ def _packed(q, k, v, *, segment: Int[Array, 'B T']):
   length, first = (jnp.where(length > 0, x, -1) for x in (length, first))
   offset = jnp.pad(first, ((0, 0), (0, 1)), constant_values=-1)
   return dot_product_attention(
-    q, k, v, q_seqlen=length, kv_seqlen=length, q_offsets=offset, kv_offsets=offset, scale=1.0, mask_type=MaskType.PADDING_CAUSAL
+    q,
+    k,
+    v,
+    q_seqlen=length,
+    kv_seqlen=length,
+    q_offsets=offset,
+    kv_offsets=offset,
+    scale=q.shape[-1] ** -0.5,
+    mask_type=MaskType.PADDING_CAUSAL,
   )

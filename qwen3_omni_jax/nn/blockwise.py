@@ -18,7 +18,7 @@ _LOWEST = -1e30  # finite, so that a fully masked block gives exp(0) * 0 weights
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def blockwise(mask_fn, q, k, v, query, key) -> jax.Array:
-  """q 'B T K G H' (scaled), k and v 'B S K H'. query, key: (segment, index), see nn.attention; mask_fn(query, key): the mask.
+  """q 'B T K G H', k and v 'B S K H'. query, key: (segment, index), see nn.attention; mask_fn(query, key): the mask.
 
   query and key must come from `tie_to`. Else they do not depend on what is differentiated, and jax computes the masks of all
   tiles before the loops and keeps them for the backward pass: the square matrix that tiles avoid.
@@ -82,7 +82,7 @@ def _backward(mask_fn, residuals, dout):
         weights = jnp.where(mask[:, None, None], jnp.exp(_scores(q_block, k_block, mask) - log_total_block[..., None]), 0)
         dv += _einsum('BKGTS,BTKGH->BSKH', weights.astype(v.dtype), dout_block)
         change = weights * (_einsum('BTKGH,BSKH->BKGTS', dout_block, v_block) - mean_block[..., None])
-        change = change.astype(q.dtype)
+        change = (change * q.shape[-1] ** -0.5).astype(q.dtype)
         dq += _einsum('BKGTS,BSKH->BTKGH', change, k_block)
         return dq, dk + _einsum('BKGTS,BTKGH->BSKH', change, q_block), dv
 
@@ -117,7 +117,7 @@ def _joined(x, length: int):
 
 
 def _scores(q, k, mask):
-  return jnp.where(mask[:, None, None], _einsum('BTKGH,BSKH->BKGTS', q, k), _LOWEST)
+  return jnp.where(mask[:, None, None], _einsum('BTKGH,BSKH->BKGTS', q, k) * q.shape[-1] ** -0.5, _LOWEST)
 
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -56,7 +56,6 @@ def _attend(q, cache: KVCache, layer, filled, new, rows, first: Int[Array, ''], 
   """On one device. first: of the cache's K heads that q's belong to."""
   B, T, N, H = q.shape
   group = N // K
-  q = q * jnp.asarray(H**-0.5, q.dtype)
   by_head = jnp.einsum('BTKGH->BKTGH', q.reshape(B, T, K, group, H)).reshape(B, K, T * group, H)
   rows = jnp.arange(B, dtype=jnp.int32) if rows is None else rows
   size = fit(QUERIES, T * group)
@@ -118,7 +117,7 @@ def _kernel(
     v = load(v_ref, place, keys, whole).astype(q.dtype)
     slot = first + jnp.arange(KEYS, dtype=jnp.int32)
     sees = (slot[None] < limit[:, None]) & (slot[None] < end)
-    scores = jnp.where(sees, dot(q, k, trans_b=True), _LOWEST)
+    scores = jnp.where(sees, dot(q, k, trans_b=True) * H**-0.5, _LOWEST)
     new_top = jnp.maximum(top, scores.max(axis=1))
     weights = jnp.where(sees, jnp.exp(scores - new_top[:, None]), 0)
     keep = jnp.exp(top - new_top)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..shapes import Array, Bool, Float, Int
 from .expert_weights import Experts, read, write
+from .layers import silu_gate
 from .remat import EXPERTS, named
 
 LARGEST_TILE = 512  # rows
@@ -56,7 +57,7 @@ def _forward(tiles, rows, experts, sizes, results: int) -> list[Array]:
       at, in_tile = _place(size, done, end, len(rows))
       x = _cut(rows, at, size)
       gate, up = x @ p['gate'], x @ p['up']
-      return [_put(old, at, in_tile, new) for old, new in zip(out, (_act(gate, up) @ p['down'], gate, up), strict=False)]
+      return [_put(old, at, in_tile, new) for old, new in zip(out, (silu_gate(gate, up) @ p['down'], gate, up), strict=False)]
 
     out = tile(tiles[0], start, out)
     return _further_tiles(tiles, start, end, tile, out)
@@ -87,7 +88,7 @@ def _loop_backward(tiles, residuals, dy):
     def tile(size, done, dx):
       first, in_tile = _place(size, done, end, len(rows))
       x, dout = _cut(rows, first, size), jnp.where(in_tile[:, None], _cut(dy, first, size), 0)
-      hidden, pull_act = jax.vjp(_act, _cut(gate, first, size), _cut(up, first, size))
+      hidden, pull_act = jax.vjp(silu_gate, _cut(gate, first, size), _cut(up, first, size))
       dgate, dup = pull_act(dout @ p['down'].T)
       dx = _put(dx, first, in_tile, dgate @ p['gate'].T + dup @ p['up'].T)
       total = functools.partial(jnp.einsum, 'MI,MO->IO', preferred_element_type=jnp.float32)
@@ -147,7 +148,3 @@ def _put(x: Float[Array, 'M X'], at, in_tile: Bool[Array, ' size'], new: Float[A
   """x with the rows `in_tile` of a tile replaced by those of `new`."""
   new = jnp.where(in_tile[:, None], new, _cut(x, at, len(in_tile)))
   return jax.lax.dynamic_update_slice_in_dim(x, new, at, 0)
-
-
-def _act(gate: Array, up: Array) -> Array:
-  return jax.nn.silu(gate) * up

@@ -25,8 +25,7 @@ from ..sharding import batch_axes, length_axis, platform
 from .expert_weights import Experts
 from .experts import run_experts
 from .lora import Lora
-from .permute import move_rows, sorting
-from .remat import EXPERTS, named
+from .permute import move_rows, sorting, weighted_sum
 
 AXIS = 'expert'
 
@@ -121,10 +120,6 @@ def _grouped(x, expert: Int[Array, ' M'], number: int, compute: Compute):
   return jnp.where((expert < number)[:, None], y, 0)
 
 
-def _combine(y: Float[Array, 'TA D'], weights: Float[Array, 'T A']):
-  return jnp.einsum('TAD,TA->TD', named(y, EXPERTS).reshape(*weights.shape, -1), weights)
-
-
 def _local_expert(experts_of: Int[Array, 'T A'], number: int) -> Int[Array, ' TA']:
   """Numbers among this device's experts; `number` for those of other devices."""
   local = experts_of.reshape(-1) - jax.lax.axis_index(AXIS) * number
@@ -135,7 +130,7 @@ def _summed(x, experts_of, weights, number: int, compute: Compute):
   """The whole group has the same tokens: each device adds the part of its experts."""
   active = weights.shape[-1]
   y = _grouped(jnp.repeat(x, active, axis=0), _local_expert(experts_of, number), number, compute)
-  return jax.lax.psum(_combine(y, weights), AXIS), jnp.int32(0)
+  return jax.lax.psum(weighted_sum(y, weights), AXIS), jnp.int32(0)
 
 
 def _gathered(x, experts_of, weights, number: int, compute: Compute, *, shards: int, buffer: float | None):
@@ -143,7 +138,7 @@ def _gathered(x, experts_of, weights, number: int, compute: Compute, *, shards: 
   del shards, buffer  # nothing is ever lost: rows of other devices' experts cost memory, not time
   x, experts_of, weights = (jax.lax.all_gather(a, AXIS, tiled=True) for a in (x, experts_of, weights))
   y = _grouped(jnp.repeat(x, weights.shape[-1], axis=0), _local_expert(experts_of, number), number, compute)
-  return jax.lax.psum_scatter(_combine(y, weights), AXIS, tiled=True), jnp.int32(0)
+  return jax.lax.psum_scatter(weighted_sum(y, weights), AXIS, tiled=True), jnp.int32(0)
 
 
 def _capacity(pairs: int, tokens: int, active: int, number: int, shards: int, buffer: float | None) -> int:
@@ -170,7 +165,7 @@ def _padded(x, experts_of, weights, number: int, compute: Compute, *, shards: in
   local = exchange(scatter(number, expert[order] % number))
   back = exchange(_grouped(arrived, local, number, compute))
   y = jnp.where((fits & sent_on)[:, None], back[jnp.minimum(place, shards * capacity - 1)], 0)
-  return _combine(y[jnp.argsort(order)], weights), (sent_on & ~fits).sum()
+  return weighted_sum(y[jnp.argsort(order)], weights), (sent_on & ~fits).sum()
 
 
 def _ragged(x, experts_of, weights, number: int, compute: Compute, *, shards: int, buffer: float | None):
@@ -206,7 +201,7 @@ def _ragged(x, experts_of, weights, number: int, compute: Compute, *, shards: in
   back = jax.lax.ragged_all_to_all(
     y, jnp.zeros((pairs, x.shape[1]), x.dtype), start[:, rank], fitting[:, rank], returned_at, fitting[rank], axis_name=AXIS
   )
-  return _combine(back[jnp.argsort(order)], weights), (by_sender[rank] - fitting[rank]).sum()
+  return weighted_sum(back[jnp.argsort(order)], weights), (by_sender[rank] - fitting[rank]).sum()
 
 
 METHODS = {'ragged': _ragged, 'padded': _padded, 'gathered': _gathered}

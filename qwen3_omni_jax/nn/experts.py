@@ -16,6 +16,7 @@ from .expert_weights import Experts
 from .grouped_matmul import Groups, grouped_gate, grouped_matmul
 from .int8 import Int8
 from .kernels import experts_kernel, require_tokamax
+from .layers import silu_gate
 from .lora import weight_map
 from .remat import EXPERTS, named
 
@@ -48,7 +49,7 @@ def matmuls(dot, rows, expert, experts: Experts, expected: int):
   clean = lambda y: jnp.where(here, y, 0)
   matmul = lambda x, w: clean(dot(clean(x), w, sizes))
   gate, up = (named(matmul(rows, p[name]), EXPERTS) for name in ('gate', 'up'))
-  return matmul(jax.nn.silu(gate) * up, p['down'])
+  return matmul(silu_gate(gate, up), p['down'])
 
 
 def _megablox(rows, weights: Float[Array, 'E D F'], sizes: Int[Array, ' E']):

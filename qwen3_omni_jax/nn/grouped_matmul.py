@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 
 from ..shapes import Array, Float, Int
 from .int8 import Int8
+from .layers import silu_gate
 from .remat import EXPERTS, named
 from .tiles import dot, fit, inside, load, run_programs, span, store
 
@@ -90,23 +91,18 @@ def grouped_gate(
 
 def _gate_forward(x, gate, up, groups):
   g, u = (named(_product(x, w, groups, groups.tiles[0]), EXPERTS) for w in (gate, up))
-  return _act(g, u), (x, gate, up, g, u, groups)
+  return silu_gate(g, u), (x, gate, up, g, u, groups)
 
 
 def _gate_backward(inputs, dh):
   x, gate, up, g, u, groups = inputs
-  dg, du = jax.vjp(_act, g, u)[1](dh)
+  dg, du = jax.vjp(silu_gate, g, u)[1](dh)
   by_gate, dgate = _gradients(x, gate, groups, dg)
   by_up, dup = _gradients(x, up, groups, du)
   return by_gate + by_up, dgate, dup, _nothing(groups)
 
 
 grouped_gate.defvjp(_gate_forward, _gate_backward)
-
-
-def _act(gate, up):
-  """In float32, of products that were rounded to the activations' dtype."""
-  return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 def _gradients(x, w, groups: Groups, dy):
@@ -195,7 +191,7 @@ def _gated_kernel(tile: Tile, place, rows, columns, x_ref, gate, up):
 
   start = [jnp.zeros((tile.rows, tile.columns), jnp.float32) for _ in range(2)]
   totals = jax.lax.fori_loop(0, pl.cdiv(x_ref.shape[1], tile.step), add, start)
-  return _act(*(_scaled(total, w, place, columns).astype(x_ref.dtype) for total, w in zip(totals, (gate, up), strict=True)))
+  return silu_gate(*(_scaled(total, w, place, columns).astype(x_ref.dtype) for total, w in zip(totals, (gate, up), strict=True)))
 
 
 def _times(x, w, place, depth, columns, transposed: bool = False):

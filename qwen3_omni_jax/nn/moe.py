@@ -16,10 +16,9 @@ from ..sharding import current_mesh
 from .expert_parallel import LOSSLESS, Dispatch, expert_parallel
 from .expert_weights import Experts
 from .experts import GROUPED, experts_form, run_experts
-from .layers import swiglu, swiglu_spec
+from .layers import add, swiglu, swiglu_spec
 from .params import Param, Spec
-from .permute import move_rows, sorting
-from .remat import EXPERTS, named
+from .permute import move_rows, sorting, weighted_sum
 
 
 def moe_spec(width: int, ffn: int, experts: int, shared_ffn: int = 0) -> Spec:
@@ -38,7 +37,7 @@ def moe_spec(width: int, ffn: int, experts: int, shared_ffn: int = 0) -> Spec:
 
 
 class Routing(flax.struct.PyTreeNode):
-  """Where each token goes. weights are in the activation dtype; probs (float32, over all experts) feed the balance loss.
+  """Where each token goes. weights and probs are float32; probs (over all experts) feed the balance loss.
 
   lost: pairs of token and expert that a bounded buffer had no room for (see expert_parallel); None before they were sent. log_z:
   log of the softmax's denominator, which the z-loss keeps small.
@@ -68,7 +67,7 @@ def route(
   weights, experts = jax.lax.top_k(probs, active)
   if normalise:
     weights = weights / weights.sum(axis=-1, keepdims=True)
-  return Routing(experts, weights.astype(x.dtype), probs, log_z=jax.nn.logsumexp(logits, axis=-1))
+  return Routing(experts, weights, probs, log_z=jax.nn.logsumexp(logits, axis=-1))
 
 
 def expert_load(routing: Routing, keep: Bool[Array, '*b'] | None = None) -> Float[Array, ' E']:
@@ -111,17 +110,16 @@ def moe(
   if 'shared' in p:
     # Not a matmul: XLA on CPU sums the last rows of a matrix times a vector in another order than those before.
     gate = (x.astype(jnp.float32) * p['shared_gate'].astype(jnp.float32)).sum(axis=-1, keepdims=True)
-    y = y + jax.nn.sigmoid(gate).astype(x.dtype) * swiglu(x, p['shared'])
+    y = add(y, jax.nn.sigmoid(gate) * swiglu(x, p['shared']).astype(jnp.float32))
   return y, routing
 
 
 def dense_form(x: Float[Array, 'T D'], routing: Routing, experts: Experts) -> Float[Array, 'T D']:
   """Every expert on every token, weighted by zero where not chosen: the definition, kept as the reference for the others."""
   T = x.shape[0]
-  combine = jnp.zeros((T, experts.number), x.dtype)
-  combine = combine.at[jnp.arange(T)[:, None], routing.experts].add(routing.weights)
+  weights = jnp.zeros((T, experts.number)).at[jnp.arange(T)[:, None], routing.experts].add(routing.weights)
   every = jax.vmap(swiglu, in_axes=(None, 0))(x, experts.all())
-  return jnp.einsum('ETD,TE->TD', every, combine)
+  return jnp.einsum('ETD,TE->TD', every.astype(jnp.float32), weights).astype(x.dtype)
 
 
 def gathered_form(x: Float[Array, 'T D'], routing: Routing, experts: Experts) -> Float[Array, 'T D']:
@@ -131,10 +129,10 @@ def gathered_form(x: Float[Array, 'T D'], routing: Routing, experts: Experts) ->
   def one_pair(out, pair):
     token, expert, weight = pair
     y = swiglu(x[token][None], experts.one(expert))[0]
-    return out.at[token].add(weight * y), None
+    return out.at[token].add(weight * y.astype(jnp.float32)), None
 
   pairs = (jnp.repeat(jnp.arange(T), A), routing.experts.reshape(-1), routing.weights.reshape(-1))
-  return jax.lax.scan(one_pair, jnp.zeros_like(x), pairs)[0]
+  return jax.lax.scan(one_pair, jnp.zeros(x.shape), pairs)[0].astype(x.dtype)
 
 
 def grouped_form(form: str, x: Float[Array, 'T D'], routing: Routing, experts: Experts) -> Float[Array, 'T D']:
@@ -143,8 +141,8 @@ def grouped_form(form: str, x: Float[Array, 'T D'], routing: Routing, experts: E
   expert = routing.experts.reshape(-1)
   order, back = sorting(expert)
   y = run_experts(move_rows(x, order, back, A), expert[order], experts, form)
-  y = jnp.where((expert < experts.number)[:, None], move_rows(y, back, order), 0).reshape(T, A, -1)
-  return jnp.einsum('TAD,TA->TD', named(y, EXPERTS), routing.weights)
+  y = jnp.where((expert < experts.number)[:, None], move_rows(y, back, order), 0)
+  return weighted_sum(y, routing.weights)
 
 
 FORMS = {'dense': dense_form, 'gathered': gathered_form}

@@ -1,4 +1,4 @@
-"""Sorting and permuting rows, with a backward pass that is a permutation too.
+"""Sorting and permuting rows, with a backward pass that is a permutation too; and their sums by token.
 
 By default the gradient of a gather is a scatter that adds rows one by one, because rows might be used twice.
 """
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..shapes import Array, Float, Int
 from ..sharding import platform
+from .remat import EXPERTS, named
 
 RANKED = 2048  # keys up to which a GPU is faster with all comparisons than with a sort
 
@@ -55,3 +56,9 @@ def _backward(copies, target, dy):
 
 
 move_rows.defvjp(_forward, _backward)
+
+
+def weighted_sum(y: Float[Array, 'TA D'], weights: Float[Array, 'T A']) -> Float[Array, 'T D']:
+  """The sum of every A rows, each times its weight, in float32, rounded once to y's dtype."""
+  y32 = named(y, EXPERTS).reshape(*weights.shape, -1).astype(jnp.float32)
+  return (y32 * weights[..., None]).sum(axis=1).astype(y.dtype)

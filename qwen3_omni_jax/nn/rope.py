@@ -36,8 +36,8 @@ def mrope_angles(
 
 
 def rotate(x: Float[Array, 'B T N H'], angle: Float[Array, 'B T H2']) -> Float[Array, 'B T N H']:
-  """x with its two halves rotated against each other. cos and sin are rounded to x.dtype, as in the reference."""
-  cos = jnp.cos(angle).astype(x.dtype)[:, :, None]
-  sin = jnp.sin(angle).astype(x.dtype)[:, :, None]
-  left, right = jnp.split(x, 2, axis=-1)
-  return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+  """x with its two halves rotated against each other, in float32. The reference does so in its vision encoder; in its language
+  models it rounds cos, sin and every product to x.dtype."""
+  cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+  left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)

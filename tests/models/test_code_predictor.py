@@ -129,6 +129,17 @@ def test_known_codes_in_one_pass_give_the_logits_of_the_steps(cfg):
   np.testing.assert_allclose(whole, steps, rtol=0, atol=5e-5 * np.abs(steps).max())  # float32, other summation order
 
 
+def test_in_bfloat16_the_sum_of_embeddings_is_rounded_once():
+  cfg = CONFIGS.args[1][1]
+  params = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), params_of(cp.code_predictor_spec(cfg)))
+  hidden, embedding = (jnp.asarray(x, jnp.bfloat16) for x in inputs(cfg, 6))
+  run = lambda p, h, e: cp.predict_codes(cp.prepare_predictor(p, jnp.bfloat16), cfg, h, e, greedy)
+  codes, total = jax.jit(run)(params, hidden, embedding)
+  rows = [np.asarray(params['embed'][q, codes[:, q]], np.float32) for q in range(codes.shape[1])]
+  exact = np.sum([np.asarray(embedding, np.float32), *rows], axis=0)
+  np.testing.assert_array_equal(total, exact.astype(jnp.bfloat16))
+
+
 def test_a_row_does_not_depend_on_its_neighbours():
   cfg = CONFIGS.args[1][0]
   _, _, params = talker_pair(cfg, seed=3)

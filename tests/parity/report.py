@@ -29,5 +29,18 @@ def equal(part: str, checkpoint: str, ours, theirs) -> None:
   assert differing == 0, f'{part}: {differing} of {ours.size} differ'
 
 
+def no_worse(part: str, checkpoint: str, ours, theirs_rounded, theirs, bound: float) -> None:
+  """Asserts our error against `theirs`, as a multiple of the reference's own where it rounds too, and records it.
+
+  The error is the root mean square over the values of a token, averaged over tokens: a rounding that sends a token to another
+  expert makes errors fifty times the usual one, and of a plain mean of squares a few such tokens would be all.
+  """
+  assert np.shape(ours) == np.shape(theirs_rounded) == np.shape(theirs), f'{part}: shapes differ'
+  error = lambda x: float(np.sqrt(np.square(np.asarray(x, np.float64) - np.asarray(theirs, np.float64)).mean(axis=-1)).mean())
+  ratio, unit = error(ours) / error(theirs_rounded), "of the reference's own error"
+  ROWS.append({'part': part, 'checkpoint': checkpoint, 'measured': ratio, 'bound': bound, 'unit': unit})
+  assert ratio <= bound, f"{part}: error {error(ours):.2e} is {ratio:.2f} times the reference's {error(theirs_rounded):.2e}"
+
+
 def write(path: str) -> None:
   pathlib.Path(path).write_text(json.dumps(ROWS, indent=1) + '\n')

@@ -57,18 +57,18 @@ def run_reference(thinker, batch, hear: bool) -> dict:
     model.visual.register_forward_hook(lambda m, a, out: visual.append((out.pooler_output, out.deepstack_features))),
   ]
   for layer in model.language_model.layers:
-    handles.append(layer.register_forward_hook(lambda m, a, out: seen['layers'].append(_first(out)[0].numpy())))
+    handles.append(layer.register_forward_hook(lambda m, a, out: seen['layers'].append(_first(out)[0].float().numpy())))
     handles.append(layer.mlp.gate.register_forward_hook(lambda m, a, out: seen['routers'].append(out[-1].numpy())))
   with torch.no_grad():
     out = thinker(**batch, use_audio_in_video=hear)
   for handle in handles:
     handle.remove()
-  seen['logits'] = out.logits[0].numpy()
+  seen['logits'] = out.logits[0].float().numpy()
   kinds = [kind for kind, key in (('image', 'pixel_values'), ('video', 'pixel_values_videos')) if batch.get(key) is not None]
   for kind, (features, deepstack) in zip(kinds, visual, strict=True):
-    seen[kind] = features.numpy()
-    seen[kind + ' deepstack'] = [level.numpy() for level in deepstack]
-  seen['audio'] = seen['audio'].numpy() if 'audio' in seen else None
+    seen[kind] = features.float().numpy()
+    seen[kind + ' deepstack'] = [level.float().numpy() for level in deepstack]
+  seen['audio'] = seen['audio'].float().numpy() if 'audio' in seen else None
   assert split_rows(batch['input_ids'], batch['attention_mask'])[0].shape[0] == len(seen['layers'][0])
   return seen
 
