@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import sys
 import time
 import uuid
@@ -11,8 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from .batch import KINDS
+from .lines import Lines
 from .utilisation import peak
 
 FILE = 'metrics.jsonl'
@@ -22,13 +23,15 @@ class Metrics:
   """The log of one run, written by the first process, with the statistics of its own input.
 
   With `records`, every other process writes the ids of its records to records-PROCESS.jsonl. Values are fetched one step late, so
-  that the host does not wait for the devices.
+  that the host does not wait for the devices. Lines are written every `every` steps, with checkpoints and evaluations: each write
+  to a mounted bucket copies the whole file.
   """
 
-  def __init__(self, folder: pathlib.Path, steps: int, *, every: int, tensorboard: bool, wandb: str | None, records: bool):
+  def __init__(self, folder: epath.Path, steps: int, *, every: int, tensorboard: bool, wandb: str | None, records: bool):
     self.steps, self.every, self.records = steps, every, records
     self.is_writer = jax.process_index() == 0
-    self.file = folder / (FILE if self.is_writer else f'records-{jax.process_index()}.jsonl')
+    folder = epath.Path(folder)
+    self._lines = Lines(folder / (FILE if self.is_writer else f'records-{jax.process_index()}.jsonl'))
     self._pending: tuple[int, dict, dict[str, Any]] | None = None
     self._last_time = time.perf_counter()
     self._seconds = {'input_s': 0.0, 'checkpoint_s': 0.0, 'evaluation_s': 0.0}
@@ -46,18 +49,18 @@ class Metrics:
       name = folder / 'wandb_id'  # a run that goes on is the same one there too
       if not name.exists():
         name.write_text(uuid.uuid4().hex[:8])
-      self._wandb = service.init(project=wandb, dir=str(folder), id=name.read_text(), resume='allow')
+      self._wandb = service.init(
+        project=wandb, dir=None if '://' in str(folder) else str(folder), id=name.read_text(), resume='allow'
+      )
 
   def resume(self, step: int) -> None:
     """Removes the lines of steps after this one, which are repeated."""
     if not self.is_writer:
       return
-    for file in (self.file, *self.file.parent.glob('records-*.jsonl')):  # also those of processes that are no more
-      if file.exists():
-        kept = [line for line in file.read_text().splitlines() if 0 <= _logged_step(line) <= step]
-        part = file.with_suffix('.part')
-        part.write_text(''.join(f'{line}\n' for line in kept))
-        part.replace(file)
+    wanted = lambda line: 0 <= _logged_step(line) <= step
+    self._lines.keep(wanted)
+    for file in self._lines.file.parent.glob('records-*.jsonl'):  # also those of processes that are no more
+      Lines(file).keep(wanted)
 
   def add_time(self, what: str, seconds: float) -> None:
     """Adds time not spent on steps. what: input_s, checkpoint_s or evaluation_s."""
@@ -68,8 +71,13 @@ class Metrics:
     self.flush()
     self._pending = (step, metrics, _input_stats(stats, self.records))
 
+  def write(self) -> None:
+    """Waits for the last dispatched step and puts all lines on disk: before a checkpoint that has these steps."""
+    self.flush()
+    self._lines.write()
+
   def flush(self) -> None:
-    """Waits for the last dispatched step and writes it."""
+    """Waits for the last dispatched step and logs it."""
     if self._pending is None:
       return
     (step, metrics, input_stats), self._pending = self._pending, None
@@ -86,9 +94,9 @@ class Metrics:
       line['mfu'] = input_stats['flops'] / seconds / self._peak
     if not self.is_writer:
       if self.records:
-        _append(self.file, {'step': step, 'ids': input_stats['ids']})
+        self._lines.add({'step': step, 'ids': input_stats['ids']})
       return
-    _append(self.file, line)
+    self._lines.add(line)
     scalars = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != 'step'}
     if self._tensorboard is not None:
       for name, value in scalars.items():
@@ -96,6 +104,7 @@ class Metrics:
     if self._wandb is not None:
       self._wandb.log(scalars, step=step)
     if step % self.every == 0 or step == self.steps:
+      self._lines.write()
       print(self._terminal(line), file=sys.stderr, flush=True)
 
   def _terminal(self, line: dict[str, Any]) -> str:
@@ -122,7 +131,8 @@ class Metrics:
     """Losses on held-out data after a step."""
     self.flush()
     if self.is_writer:
-      _append(self.file, {'step': step, 'evaluation': values})
+      self._lines.add({'step': step, 'evaluation': values})
+      self._lines.write()
       for name, value in values.items():
         if self._tensorboard is not None:
           self._tensorboard.add_scalar(f'evaluation/{name}', value, step)
@@ -131,16 +141,11 @@ class Metrics:
       print(f'step {step}  evaluation: ' + '  '.join(f'{n} {v:.4f}' for n, v in values.items()), file=sys.stderr, flush=True)
 
   def close(self) -> None:
-    self.flush()
+    self.write()
     if self._tensorboard is not None:
       self._tensorboard.close()
     if self._wandb is not None:
       self._wandb.finish()
-
-
-def _append(file: pathlib.Path, line: dict[str, Any]) -> None:
-  with file.open('a') as out:
-    out.write(json.dumps(line) + '\n')
 
 
 def _logged_step(line: str) -> int:

@@ -8,6 +8,7 @@ import logging
 import pathlib
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
+from etils import epath
 
 from qwen3_omni_jax import distributed
 from qwen3_omni_jax.config import OmniConfig
@@ -23,7 +25,7 @@ from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.media.processor import Processor
 from qwen3_omni_jax.sharding import make_mesh, mesh_shape
 from qwen3_omni_jax.weights.load import load_params
-from qwen3_omni_jax.weights.remote import local_folder
+from qwen3_omni_jax.weights.remote import is_url, located
 
 from .agreement import merge_over_processes
 from .batch import KINDS
@@ -52,8 +54,14 @@ def train(run: Run) -> TrainState:
   """
   run.check()
   distributed.initialize()
+  with located(run.model) as place:
+    return _train(run, place.folder)
+
+
+def _train(run: Run, model: pathlib.Path) -> TrainState:
+  """model: the folder with its small files (and its weights, unless they are in a bucket)."""
   mesh = make_mesh(mesh_shape(run.mesh, jax.device_count(), run.slices), slices=run.slices)
-  model, out = local_folder(run.model), pathlib.Path(run.out)
+  out = epath.Path(run.out)
   cfg = load_config(model)
   roles = assign_roles(cfg, run)
   _print(_summary(cfg, roles, mesh))
@@ -87,7 +95,7 @@ def train(run: Run) -> TrainState:
   metrics.resume(done)
 
   def save() -> None:
-    metrics.flush()  # a run that is killed after the checkpoint does not repeat this step
+    metrics.write()  # a run that is killed after the checkpoint does not repeat this step
     started = time.perf_counter()
     checkpoints.save(state, roles, merge_over_processes(data_state, loader.merge), to_data(run))
     metrics.add_time('checkpoint_s', time.perf_counter() - started)
@@ -133,7 +141,9 @@ def begin_or_resume(
 ) -> tuple[TrainState, dict[str, Any] | None]:
   """(state, position in the data): of the newest checkpoint; without one, the model's or random weights and None."""
   if not checkpoints.steps():
-    params = None if run.init == 'random' else load_params(model, cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
+    params = (
+      None if run.init == 'random' else load_params(_weights(run, model), cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
+    )
     return init_state(params, cfg, run, mesh, run.seed), None
   restored = checkpoints.restore(abstract_state(cfg, run, mesh), roles, run)
   assert restored is not None
@@ -145,6 +155,10 @@ def begin_or_resume(
   return restored.state.replace(frozen=restored.state.frozen | frozen), restored.data
 
 
+def _weights(run: Run, model: pathlib.Path) -> str | pathlib.Path:
+  return run.model if is_url(run.model) else model
+
+
 def _frozen_parts(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path) -> dict[str, Any]:
   """Parameters by path of the parts that are frozen as a whole: no checkpoint holds them."""
   parts = tuple(part for part in PARTS if part not in roles.trainable_parts)
@@ -152,7 +166,7 @@ def _frozen_parts(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.
     everything = init_state(None, cfg, run, mesh, run.seed).frozen
     return {path: p for path, p in everything.items() if path.split('/')[0] in parts}
   shardings = {part: tree for part, tree in load_shardings(cfg, mesh).items() if part in parts}
-  return flatten(load_params(model, cfg, parts=parts, shardings=shardings)) if parts else {}
+  return flatten(load_params(_weights(run, model), cfg, parts=parts, shardings=shardings)) if parts else {}
 
 
 def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, shard: int, shards: int, indices):
@@ -233,18 +247,21 @@ def _stop_requested(requests: _Requests, step: int) -> bool:
 
 
 @contextlib.contextmanager
-def _profiler(out: pathlib.Path, requests: _Requests, at: int | None):
+def _profiler(out: epath.Path, requests: _Requests, at: int | None):
   """profile(step), called before each step: traces TRACED_STEPS steps from step `at` on, and when SIGUSR1 requests it."""
   until: list[int] = []
+  place = (
+    pathlib.Path(tempfile.gettempdir(), f'{out.name}-profile') if is_url(str(out)) else out / 'profile'
+  )  # jax writes to disks
 
   def profile(step: int) -> None:
     if until and step >= until[0]:
       jax.profiler.stop_trace()
       until.clear()
-      _print(f'{out / "profile"}: trace of {TRACED_STEPS} steps')
+      _print(f'{place}: trace of {TRACED_STEPS} steps')
     trace_now, requests.trace = requests.trace or step == at, False
     if trace_now and not until:
-      jax.profiler.start_trace(str(out / 'profile'))
+      jax.profiler.start_trace(str(place))
       until.append(step + TRACED_STEPS)
 
   try:
@@ -260,13 +277,13 @@ def _summary(cfg: OmniConfig, roles: Roles, mesh) -> str:
   return f'{size(roles.trainable):,} parameters trained, {size(roles.frozen):,} frozen; {shape}'
 
 
-def _begun_with(out) -> dict[str, Any] | None:
+def _begun_with(out: epath.Path) -> dict[str, Any] | None:
   """The configuration that the run in this folder was last started with."""
   path = out / 'config.yaml'
   return yaml.safe_load(path.read_text()) if path.exists() else None
 
 
-def _write_config(out: pathlib.Path, run: Run) -> None:
+def _write_config(out: epath.Path, run: Run) -> None:
   if jax.process_index() == 0:
     plain = json.loads(json.dumps(to_data(run)))
     (out / 'config.yaml').write_text(yaml.safe_dump(plain, sort_keys=False))

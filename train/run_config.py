@@ -40,10 +40,11 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Run(Recipe):
-  """model: a folder (converted or as published) or a hub id. init: 'model' starts from its weights, 'random' from random ones of
-  its shape. out: the run's folder; a run in it goes on. mesh: a strategy of sharding.py or sizes of mesh axes; slices: of TPUs.
-  export: a folder to write the result to in the published layout, LoRA merged, with the model's other parts. export_weights: what
-  is exported where averages are kept (step.ema): these, or the raw weights."""
+  """model: a folder (converted or as published), a hub id, or the gs:// or s3:// URL of a converted folder. init: 'model' starts
+  from its weights, 'random' from random ones of its shape. out: the run's folder, or a gs:// URL; a run in it goes on. mesh: a
+  strategy of sharding.py or sizes of mesh axes; slices: of TPUs. export: a folder to write the result to in the published layout,
+  LoRA merged, with the model's other parts. export_weights: what is exported where averages are kept (step.ema): these, or the
+  raw weights."""
 
   model: str = ''
   out: str = ''
@@ -74,5 +75,11 @@ class Run(Recipe):
     ]
     if self.data.epochs is not None:
       problems.append('data.epochs: a run has a number of steps; leave it out')
+    if '://' in self.out and not self.out.startswith('gs://'):
+      problems.append(f'out {self.out}: Orbax writes checkpoints to a file system or to gs://; mount the bucket, or use gs://')
+    if self.export is not None and '://' in self.model:
+      problems.append(
+        f'export: needs model on a local disk, found {self.model}; leave it out and export the last checkpoint later'
+      )
     if problems:
       raise ValueError('configuration: ' + '; '.join(problems))

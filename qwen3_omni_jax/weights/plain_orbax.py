@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorstore as ts
 
+from .remote import is_url
 from .store import DAMAGED, PARAMS, Arrays, first_line, part_of
 
 CACHE_BYTES = 2**30  # Orbax's chunks may hold many tensors: they stay at hand while one tensor after the other is read
@@ -32,7 +33,9 @@ def find_averages(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def config_folder(folder: pathlib.Path) -> pathlib.Path | None:
-  """Where config.json and the other small files lie; None if they do not."""
+  """Where config.json and the other small files lie; None if they do not, and in a bucket, of which only arrays are read."""
+  if is_url(folder):
+    return None
   places = (folder, folder.parent, *((folder.parent.parent,) if folder.name == PARAMS else ()))
   return next((place for place in places if (place / 'config.json').is_file()), None)
 
@@ -83,7 +86,8 @@ class PlainArrays(Arrays):
 
 def _specs(database: pathlib.Path, shapes: dict[str, tuple[int, ...]], context: ts.Context) -> dict[str, dict[str, Any]]:
   """{our path: how tensorstore opens it} of the arrays there that are of our tree."""
-  base = {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{database.absolute()}/'}}
+  files = f'{database}/' if is_url(database) else {'driver': 'file', 'path': f'{database.absolute()}/'}
+  base = {'driver': 'ocdbt', 'base': files}
   try:
     keys = [key.decode() for key in ts.KvStore.open(base, context=context).result().list().result()]
   except DAMAGED as error:

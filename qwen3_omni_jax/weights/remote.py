@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 
 import tensorstore as ts
+from etils import epath
 
 from .store import DAMAGED, MANIFEST, PARAMS, first_line
 
@@ -63,6 +64,17 @@ def local_folder(source: str | pathlib.Path) -> pathlib.Path:
   if not folder.exists() and isinstance(source, str) and _HUB_ID.fullmatch(source):
     return _fetch(source)
   return folder
+
+
+def source_folder(source: str | pathlib.Path) -> pathlib.Path:
+  """`local_folder`, or the place in a gs:// bucket of a checkpoint that training wrote, whose arrays are read where they are."""
+  if _scheme(str(source)) == 'gs':
+    return epath.Path(str(source))  # type: ignore[return-value]  # has what is used of a pathlib.Path
+  return local_folder(source)
+
+
+def is_url(folder: pathlib.Path | str) -> bool:
+  return '://' in str(folder)
 
 
 def local_target(target: str | pathlib.Path) -> pathlib.Path:

@@ -27,7 +27,7 @@ from .names import report
 from .opened import Opened, open_checkpoint
 from .progress import Progress
 from .quantized import INT8
-from .remote import local_folder, local_target
+from .remote import local_folder, local_target, source_folder
 from .safetensors import INDEX, Shards, as_bytes, plan_shards
 from .spelling import Spelling
 from .store import part_of, read_manifest
@@ -53,7 +53,7 @@ def convert_to_hf(
   Raises ValueError with everything that does not fit; nothing is written then.
   """
   wanted, target = as_dtype(dtype), local_target(target)
-  folders = [local_folder(folder) for folder in (source, base) if folder is not None]
+  folders = [source_folder(source), *([] if base is None else [local_folder(base)])]
   rest = [open_checkpoint(folder, dtype=wanted) for folder in folders[1:]]
   whole = _Whole([open_checkpoint(folders[0], cfg=rest[0].cfg if rest else None, dtype=wanted), *rest])
   adapters = [adapter] if isinstance(adapter, str | pathlib.Path) else [] if adapter is None else adapter

@@ -189,7 +189,9 @@ def refuse_unfinished(folder: pathlib.Path) -> None:
 
 def files_of(folder: pathlib.Path) -> dict[str, list[int]]:
   """{file: [size, time of change]} of a source: enough to notice that it is another one. Hidden folders are left out."""
-  found = {}
+  found: dict[str, list[int]] = {}
+  if '://' in str(folder):  # a checkpoint of training, which does not change
+    return {str(folder): []}
   for root, folders, files in os.walk(folder):
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
     for name in sorted(files):
