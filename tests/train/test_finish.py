@@ -43,10 +43,17 @@ def test_the_adapter_is_of_the_averages_or_of_the_raw_weights_on_request(monkeyp
   fill = lambda tree, value: {path: jnp.full(p.shape, value) for path, p in tree.items()}
   state = state.replace(trainable=fill(state.trainable, 1.0), ema=fill(state.ema, 3.0))
   written = {}
-  monkeypatch.setattr(finish, 'write_adapter', lambda folder, cfg, lora, arrays: written.update(arrays))
+
+  def write(folder, cfg, lora, arrays) -> None:
+    written.update(arrays)
+    folder.mkdir()
+    (folder / 'adapter_model.safetensors').write_text('matrices')
+
+  monkeypatch.setattr(finish, 'write_adapter', write)
   finish.finish_run(run, batches.config(), assign_roles(batches.config(), run), state, tmp_path, tmp_path)
   assert set(written) == {f'lora/thinker/layers/attn/q/{half}' for half in 'ab'}
   assert all(np.all(p == expected) for p in written.values())
+  assert (tmp_path / 'adapter' / 'adapter_model.safetensors').read_text() == 'matrices'
 
 
 @pytest.mark.slow
