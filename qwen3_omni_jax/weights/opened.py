@@ -13,7 +13,7 @@ from ..nn.int8 import dequantize
 from . import originals, plain_orbax, store
 from .names import Problems, report
 from .quantized import INT8, int8_axes, pair_of, stored_shapes
-from .remote import is_url, source_folder
+from .remote import is_url, local_folder, source_folder
 from .safetensors import Memory, Shards, as_bytes
 from .source import Published, print_notes, survey, views_of
 from .table import Tensor, copy_into, published
@@ -141,17 +141,15 @@ def open_checkpoint(
 ) -> Opened:
   """Opens a folder of any kind. No weights are read.
 
-  folder: also the gs:// URL of a checkpoint of training. cfg: of an Orbax checkpoint that has no config.json in it or beside it.
+  folder: with cfg also the gs:// URL of a checkpoint of training. cfg: of an Orbax checkpoint without its own config.json.
   dtype: of published fp8 weights when they are read; None for what config.json says. strict: prints the notes, and raises
   ValueError with every mismatch between the weights and config.json; otherwise they are in `problems` and what can be opened is.
   A folder without a valid config.json, or without any weights, is an error in both.
   """
-  folder = source_folder(folder)
-  if is_url(folder):
-    if (database := plain_orbax.find_database(folder)) is None or cfg is None:
-      raise ValueError(
-        f'{folder}: expected a checkpoint of training, and as base the local folder of the model it was trained from'
-      )
+  folder = local_folder(folder) if cfg is None else source_folder(folder)
+  if cfg is not None and is_url(folder):
+    if (database := plain_orbax.find_database(folder)) is None:
+      raise ValueError(f'{folder}: no checkpoint of training is there; other folders must be on a local disk')
     return _checked(_orbax(folder, database, cfg), strict)
   if not folder.is_dir():
     raise ValueError(f'{folder}: no such folder; expected a checkpoint')

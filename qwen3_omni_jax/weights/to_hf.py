@@ -53,7 +53,7 @@ def convert_to_hf(
   Raises ValueError with everything that does not fit; nothing is written then.
   """
   wanted, target = as_dtype(dtype), local_target(target)
-  folders = [source_folder(source), *([] if base is None else [local_folder(base)])]
+  folders = [local_folder(source)] if base is None else [source_folder(source), local_folder(base)]
   rest = [open_checkpoint(folder, dtype=wanted) for folder in folders[1:]]
   whole = _Whole([open_checkpoint(folders[0], cfg=rest[0].cfg if rest else None, dtype=wanted), *rest])
   adapters = [adapter] if isinstance(adapter, str | pathlib.Path) else [] if adapter is None else adapter
