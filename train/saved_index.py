@@ -52,6 +52,9 @@ def _write(file: epath.Path, arrays: Arrays) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
   out = io.BytesIO()
   np.savez(out, allow_pickle=False, **arrays)
+  if '://' in str(file):  # an object appears whole
+    file.write_bytes(out.getvalue())
+    return
   part = file.parent / f'{file.name}.{socket.gethostname()}-{os.getpid()}.part'
   part.write_bytes(out.getvalue())
   part.replace(file)  # processes may write the same one at the same time
