@@ -10,6 +10,7 @@ from qwen3_omni_jax.train.run_config import Run
 from qwen3_omni_jax.train.state import assign_roles
 from qwen3_omni_jax.train.utilisation import learning
 
+FRAME_PATCHES = 1024  # of an image of 512 x 512, or of two frames of a video: what the room for pictures is taken to hold
 JOBS = ('train', 'prefill', 'decode', 'speech')
 
 
@@ -70,7 +71,7 @@ def work_of(cfg: OmniConfig, job: Job) -> Work:
     cfg,
     lengths,
     audio=[cfg.thinker.audio.n_window_infer] * windows,
-    frames=[shape.patches] * shape.visual_rows * lanes,
+    frames=[FRAME_PATCHES] * (shape.patches * shape.visual_rows * lanes // FRAME_PATCHES),
   )
   return sum((work for _ in range(microbatches)), Work())
 
