@@ -7,7 +7,7 @@ import pathlib
 import zlib
 from typing import Any
 
-from . import nano_data
+from qwen3_omni_jax.examples.nano.data import corpus as nano_corpus
 
 PRESETS = ('tiny', 'odd', 'small', 'nano')
 VARIANTS = ('instruct', 'thinking', 'captioner')
@@ -125,7 +125,7 @@ def make_checkpoint(out: str | pathlib.Path, preset: str = 'tiny', seed: int = 0
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f'{out}: not empty; give a new folder')
   out.mkdir(parents=True, exist_ok=True)
-  corpus = CORPUS + (nano_data.corpus() if preset == 'nano' else '')
+  corpus = CORPUS + (nano_corpus() if preset == 'nano' else '')
   vocab, merges = train_vocabulary(1024 - len(ADDED_TOKENS) if preset != 'small' else 1200, corpus)
   ids = vocab | {token.lstrip('*'): len(vocab) + i for i, token in enumerate(ADDED_TOKENS)}
   config = make_config(preset, variant, ids)

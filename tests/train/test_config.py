@@ -10,7 +10,9 @@ from qwen3_omni_jax.train.state import assign_roles
 
 from tests.train import batches
 
-SHIPPED = sorted(p.stem for p in (pathlib.Path(__file__).parents[2] / 'configs' / 'train').glob('*.yaml'))
+ROOT = pathlib.Path(__file__).parents[2]
+SHIPPED = [p.stem for p in sorted((ROOT / 'configs' / 'train').glob('*.yaml'))]
+SHIPPED += [str(p) for p in sorted((ROOT / 'examples' / 'nano').glob('*.yaml'))]
 
 
 @pytest.mark.parametrize('name', SHIPPED)

@@ -1,4 +1,4 @@
-"""Plots the loss of consecutive runs by kind of record: `python -m qwen3_omni_jax.tools.nano_plot --out loss.png RUN …`."""
+"""Plots the loss of consecutive runs by kind of record: `python -m qwen3_omni_jax.examples.nano.plot --out loss.png RUN …`."""
 
 import argparse
 import json

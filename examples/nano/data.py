@@ -1,4 +1,4 @@
-"""Synthetic speech and pictures to train a small model on: `python -m qwen3_omni_jax.tools.nano_data --out DIR`.
+"""Synthetic speech and pictures to train a small model on: `python -m qwen3_omni_jax.examples.nano.data --out DIR`.
 
 Single words and phrases of a 20-word vocabulary, spoken by espeak-ng in many voices, speeds and pitches, and pictures of one to
 four discs, squares or triangles of one colour. Records are in the chat schema of training (`messages` with `audios` or `images`).
