@@ -1,4 +1,4 @@
-"""The held-out speech and pictures of examples/nano/data.py, beside which a small model of this project is trained (docs/nano.md).
+"""The held-out speech and pictures of examples/nano/data.py, with which a small model of this project is tested (docs/nano.md).
 
 Outside the suites: there are no published figures to compare with.
 """
