@@ -16,7 +16,8 @@ class TrainBatch(flax.struct.PyTreeNode):
 
   tokens.segment numbers the records of a row from 1; 0 is padding. targets: the next token of the same record. weights: of each
   target in the loss, 0 where nothing is learnt (prompts, the last token of a record, padding). kind: of the record, an index
-  into KINDS.
+  into KINDS. source: of the record, an index into `sources`, the names of the run's sources; None where nothing is to be told of
+  them.
   """
 
   tokens: ThinkerTokens
@@ -24,3 +25,5 @@ class TrainBatch(flax.struct.PyTreeNode):
   targets: Int[Array, 'B T']
   weights: Float[Array, 'B T']
   kind: Int[Array, 'B T']
+  source: Int[Array, 'B T'] | None = None
+  sources: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())

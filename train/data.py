@@ -44,7 +44,7 @@ class Loader:
   batch count through the media of the whole batch, of which this process has the part beside its rows.
 
   stats: what `packing.fill_stats` counts, records by kind, records and tokens by source, `ids` ((source, id) of every record),
-  `bad` and `bad_records` (new ones, with reasons).
+  `bad` (so far; those of other processes as far as they are known) and `bad_records` (new ones, with reasons).
   """
 
   def __init__(
@@ -142,6 +142,7 @@ class Loader:
           [(lane.number, [p for _, p in chosen]) for lane, chosen in zip(lanes, filled, strict=True)],
           self.shape,
           self.model.thinker,
+          tuple(map(_name, self.cfg.sources)),
         )
         stats = fill_stats(batch) | self._stats([item for chosen in filled for item, _ in chosen], lanes)
         if not put((batch, stats, self._saved({lane.number: lane.state for lane in lanes}))):
@@ -167,7 +168,7 @@ class Loader:
       'by_source': by_source,
       'by_kind': by_kind,
       'ids': [item.name for item in items],
-      'bad': sum(lane.state.bad for lane in lanes),
+      'bad': sum(lane.state.bad for lane in lanes) + self._others[0],
       'bad_records': bad_records,
     }
 

@@ -170,4 +170,4 @@ class Lane:
       count: Counts = self.state.counts[item.source]
       count.records += item.key[2] == 0  # a document is counted with its first piece
       count.tokens += item.size.tokens
-      chosen.append((item, PlacedExample(item.example, *where)))
+      chosen.append((item, PlacedExample(item.example, *where, source=item.source)))

@@ -15,8 +15,6 @@ from qwen3_omni_jax.nn.moe import Routing, expert_load
 from qwen3_omni_jax.shapes import Array, Bool, Float, Int
 from qwen3_omni_jax.sharding import batch_axes, current_mesh, length_axis
 
-from .batch import KINDS
-
 CHUNK = 1024  # positions whose logits a device holds at once: 0.6 GB in float32 at the released vocabulary
 
 
@@ -124,6 +122,6 @@ def busiest_expert(sums: RouterSums) -> Float[Array, '']:
   return sums.load.max() * sums.load.shape[-1]
 
 
-def by_kind(values: Float[Array, 'B T'], kind: Int[Array, 'B T']) -> Float[Array, ' KINDS']:
-  """Sums over the positions of each kind of record."""
-  return jnp.zeros(len(KINDS), jnp.float32).at[kind.reshape(-1)].add(values.reshape(-1))
+def sums_by(values: Float[Array, 'B T'], index: Int[Array, 'B T'], number: int) -> Float[Array, ' N']:
+  """Sums over the positions that have each of `number` indices."""
+  return jnp.zeros(number, jnp.float32).at[index.reshape(-1)].add(values.reshape(-1).astype(jnp.float32))

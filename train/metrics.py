@@ -89,6 +89,8 @@ class Metrics:
       if not values.get(f'weight/{kind}'):
         values.pop(f'weight/{kind}', None)
         values.pop(f'cross_entropy/{kind}', None)
+    for name in [name for name, value in values.items() if name.startswith('source/') and name.endswith('/weight') and not value]:
+      values.pop(name.removesuffix('weight') + 'cross_entropy', None)
     line = {'step': step, **values, 'step_s': seconds, 'tokens_per_s': values['tokens'] / seconds, **other_seconds, **input_stats}
     if self._peak is not None:
       line['mfu'] = input_stats['flops'] / seconds / self._peak

@@ -29,15 +29,18 @@ class PlacedExample:
   row: int
   audio: list[int]
   visual: list[int]
+  source: int = 0
 
 
-def assemble_batch(lanes: Sequence[tuple[int, Sequence[PlacedExample]]], shape: LaneShape, cfg: ThinkerConfig) -> TrainBatch:
-  """The rows of these lanes, each given with its number among all lanes of the run.
+def assemble_batch(
+  lanes: Sequence[tuple[int, Sequence[PlacedExample]]], shape: LaneShape, cfg: ThinkerConfig, sources: tuple[str, ...] = ()
+) -> TrainBatch:
+  """The rows of these lanes, each given with its number among all lanes of the run. sources: their names; none: not told.
 
   Feature indices count through the media of all lanes in order of their numbers, whichever lanes are here.
   """
   n, (R, T) = len(lanes), (shape.rows, shape.length)
-  ids, segment, targets, kind = (np.zeros((n * R, T), np.int32) for _ in range(4))
+  ids, segment, targets, kind, source = (np.zeros((n * R, T), np.int32) for _ in range(5))
   positions, weights = np.zeros((3, n * R, T), np.float32), np.zeros((n * R, T), np.float32)
   audio = _AudioRows(n, shape, cfg) if shape.audio_rows else None
   visual = _VisualRows(n, shape, cfg) if shape.visual_rows else None
@@ -52,7 +55,7 @@ def assemble_batch(lanes: Sequence[tuple[int, Sequence[PlacedExample]]], shape: 
       documents[item.row] += 1
       span = slice(begin, begin + number)
       ids[row, span], positions[:, row, span], segment[row, span] = inputs.ids, inputs.positions, documents[item.row]
-      kind[row, span] = item.example.kind
+      kind[row, span], source[row, span] = item.example.kind, item.source
       targets[row, begin : begin + number - 1] = inputs.ids[1:]
       weights[row, begin : begin + number - 1] = item.example.learn[1:]
       if audio is not None and inputs.audios:
@@ -63,7 +66,7 @@ def assemble_batch(lanes: Sequence[tuple[int, Sequence[PlacedExample]]], shape: 
     ids, positions, segment, None if audio is None else audio_index, None if visual is None else visual_index
   )
   media = Media((audio.group,) if audio is not None else (), (visual.group,) if visual is not None else (), lanes=n)
-  return TrainBatch(tokens, media, targets, weights, kind)
+  return TrainBatch(tokens, media, targets, weights, kind, source if sources else None, sources)
 
 
 class _AudioRows:

@@ -21,7 +21,7 @@ from qwen3_omni_jax.sharding import batch_axes, current_mesh, length_axis, parti
 
 from .batch import KINDS, TrainBatch
 from .config import Recipe
-from .losses import balance_loss, busiest_expert, by_kind, router_sums, token_losses, z_loss
+from .losses import balance_loss, busiest_expert, router_sums, sums_by, token_losses, z_loss
 from .optimiser import make_schedule
 from .state import Roles, TrainState, assign_roles, build_optimiser, merge_params, state_shardings
 
@@ -85,9 +85,15 @@ def loss_sums(
     'cross_entropy': cross_entropy,
     'weight': weight,
     'tokens': valid.sum(),
-    'loss_by_kind': by_kind(weighted, batch.kind),
-    'weight_by_kind': by_kind(batch.weights, batch.kind),
+    'loss_by_kind': sums_by(weighted, batch.kind, len(KINDS)),
+    'weight_by_kind': sums_by(batch.weights, batch.kind, len(KINDS)),
   }
+  if batch.source is not None:
+    begins = valid & (tokens.positions[0] == 0)  # the first token of a record alone is at position 0
+    of = {'loss': weighted, 'weight': batch.weights, 'tokens': valid, 'records': begins}
+    for key, values in of.items():
+      by_source = sums_by(values, batch.source, len(batch.sources))
+      metrics |= {f'source/{name}/{key}': by_source[i] for i, name in enumerate(batch.sources)}
   if sums is not None:
     balance = balance_loss(sums, cfg.thinker.text.num_experts_per_tok, recipe.loss.balance_form)
     z = z_loss(sums)
@@ -103,7 +109,7 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
 
   Metrics are scalars: loss (mean over weighted targets, with the router's losses), cross_entropy, balance, router_z, busiest
   (load of the busiest expert, 1 = balanced), lost, grad_norm (before clipping), rate (share of the highest), skipped (steps so
-  far), tokens, weight, and cross_entropy and weight by kind of record.
+  far), tokens, weight, cross_entropy and weight by kind of record, and by source those, records and tokens.
   """
   roles = assign_roles(cfg, recipe)
   optimiser, schedule = build_optimiser(recipe, roles), make_schedule(recipe.optimiser, recipe.steps)
@@ -196,6 +202,12 @@ def _metrics(sums: Metrics, weight: Array, grad_norm: Array, rate: Array, skippe
   for i, kind in enumerate(KINDS):
     metrics[f'weight/{kind}'] = sums['weight_by_kind'][i]
     metrics[f'cross_entropy/{kind}'] = sums['loss_by_kind'][i] / jnp.maximum(sums['weight_by_kind'][i], 1e-9)
+  for name, value in sums.items():
+    source, _, key = name.rpartition('/')
+    if key == 'loss':
+      metrics[f'{source}/cross_entropy'] = value / jnp.maximum(sums[f'{source}/weight'], 1e-9)
+    elif source:
+      metrics[name] = value
   return metrics
 
 

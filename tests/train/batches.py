@@ -57,7 +57,8 @@ def batch(seed: int = 0, rows: int = B) -> TrainBatch:
   patches = rng.standard_normal((rows, 16, cfg.thinker.vision.patch_dim), dtype=np.float32)
   visual = VisualFrames(patches, at_row, at_col, side, side, side**2)
   kind = rng.integers(0, 5, (rows, T)).astype(np.int32)
-  return TrainBatch(tokens, Media((audio,), (visual,), lanes=rows), rng.integers(0, V, (rows, T)).astype(np.int32), weights, kind)
+  targets, source = rng.integers(0, V, (rows, T)).astype(np.int32), rng.integers(0, 2, (rows, T)).astype(np.int32)
+  return TrainBatch(tokens, Media((audio,), (visual,), lanes=rows), targets, weights, kind, source, ('here', 'there'))
 
 
 def stacked(batches) -> TrainBatch:

@@ -170,6 +170,11 @@ def test_a_weight_is_a_share_of_tokens_not_of_records(mixture, processor):
   tokens = tokens_by_source(found)
   records = {name: sum(stats['by_source'][name]['records'] for _, stats in found) for name in tokens}
   assert sum(tokens.values()) == sum(stats['tokens'] for _, stats in found)
+  for batch, stats in found:  # what a step counts
+    starts = (batch.tokens.segment > 0) & (batch.tokens.positions[0] == 0)
+    for i, name in enumerate(batch.sources):
+      of = (batch.source == i) & (batch.tokens.segment > 0)
+      assert {'records': (starts & of).sum(), 'tokens': of.sum()} == stats['by_source'][name]
   # In each lane off by less than the row that it begins with, a record, and what waits.
   slack = 2 * (256 + 220 + 3 * 220)
   assert abs(tokens['short'] - 0.75 * sum(tokens.values())) < slack < 0.1 * sum(tokens.values())

@@ -65,6 +65,17 @@ def assert_same_step(got, expected, rtol):
     assert moved <= rtol * 1e-3, f'{path}: {moved:.1e}'  # of the rate: steps of Adam have about its size
 
 
+def test_what_was_trained_on_is_told_by_source():
+  batch, (_, metrics) = batches.batch(), one_step()
+  of = lambda key: np.array([metrics[f'source/{name}/{key}'] for name in batch.sources])
+  counts = lambda where: np.bincount(batch.source[where], minlength=2)
+  np.testing.assert_array_equal(of('tokens'), counts(batch.tokens.segment != 0))
+  np.testing.assert_array_equal(of('records'), counts((batch.tokens.segment != 0) & (batch.tokens.positions[0] == 0)))
+  np.testing.assert_array_equal(of('weight'), [batch.weights[batch.source == i].sum() for i in range(2)])
+  assert (of('cross_entropy') * of('weight')).sum() == pytest.approx(metrics['cross_entropy'] * metrics['weight'], rel=1e-5)
+  assert of('tokens').sum() == metrics['tokens'] and of('cross_entropy')[0] != of('cross_entropy')[1]
+
+
 def test_a_step_on_every_modality_trains_all_that_it_should():
   before = flatten(batches.params())
   state, metrics = one_step()
