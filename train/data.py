@@ -142,6 +142,7 @@ class Loader:
           [(lane.number, [p for _, p in chosen]) for lane, chosen in zip(lanes, filled, strict=True)],
           self.shape,
           self.model.thinker,
+          self.processor.images,
           tuple(map(_name, self.cfg.sources)),
         )
         stats = fill_stats(batch) | self._stats([item for chosen in filled for item, _ in chosen], lanes)
@@ -292,7 +293,7 @@ def _readers(cfg: DataConfig, sources: Sequence[Source], processor: Processor) -
 
 
 def _resized(processor: Processor, cfg: DataConfig) -> Processor:
-  """The processor with the run's own sizes of pictures."""
+  """The processor with the run's own sizes of pictures; their patches wait as bytes."""
   images, changes = processor.images, {}
   for prefix, limit in (('', cfg.max_image_pixels), ('video_', cfg.max_video_pixels)):
     if limit is not None:
@@ -301,4 +302,5 @@ def _resized(processor: Processor, cfg: DataConfig) -> Processor:
   out = copy.copy(processor)
   out.images = dataclasses.replace(images, **changes)
   out.media = cfg.media
+  out.raw_patches = True
   return out

@@ -4,6 +4,7 @@ A *lane* packs its own records into its own rows of every batch and its own rows
 others, so a batch is the same whichever process makes which lane.
 """
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 from qwen3_omni_jax.config import ThinkerConfig
 from qwen3_omni_jax.infer.collate import AudioWindows, Media, VisualFrames, patch_coordinates
 from qwen3_omni_jax.media.audio import audio_tokens
+from qwen3_omni_jax.media.image import ImageSettings, normalise_rows
 from qwen3_omni_jax.media.inputs import ModelInputs
 from qwen3_omni_jax.models.thinker import ThinkerTokens
 
 from .batch import TrainBatch
 from .records import Example
 from .room import LaneShape, audio_windows, visual_frames
+
+_THREADS = 4  # that normalise patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +37,22 @@ class PlacedExample:
 
 
 def assemble_batch(
-  lanes: Sequence[tuple[int, Sequence[PlacedExample]]], shape: LaneShape, cfg: ThinkerConfig, sources: tuple[str, ...] = ()
+  lanes: Sequence[tuple[int, Sequence[PlacedExample]]],
+  shape: LaneShape,
+  cfg: ThinkerConfig,
+  images: ImageSettings,
+  sources: tuple[str, ...] = (),
 ) -> TrainBatch:
   """The rows of these lanes, each given with its number among all lanes of the run. sources: their names; none: not told.
 
-  Feature indices count through the media of all lanes in order of their numbers, whichever lanes are here.
+  Feature indices count through the media of all lanes in order of their numbers, whichever lanes are here. images: how raw
+  patches are normalised.
   """
   n, (R, T) = len(lanes), (shape.rows, shape.length)
   ids, segment, targets, kind, source = (np.zeros((n * R, T), np.int32) for _ in range(5))
   positions, weights = np.zeros((3, n * R, T), np.float32), np.zeros((n * R, T), np.float32)
   audio = _AudioRows(n, shape, cfg) if shape.audio_rows else None
-  visual = _VisualRows(n, shape, cfg) if shape.visual_rows else None
+  visual = _VisualRows(n, shape, cfg, images) if shape.visual_rows else None
   audio_index, visual_index = np.full((n * R, T), -1, np.int32), np.full((n * R, T), -1, np.int32)
   visual_ids = (cfg.image_token_id, cfg.video_token_id)
   for here, (lane, placed) in enumerate(lanes):
@@ -62,6 +71,8 @@ def assemble_batch(
         audio_index[row, span][inputs.ids == cfg.audio_token_id] = audio.add(here, lane, inputs, item.audio)
       if visual is not None and inputs.visuals:
         visual_index[row, span][np.isin(inputs.ids, visual_ids)] = visual.add(here, lane, inputs, item.visual)
+  if visual is not None:
+    visual.normalise()
   tokens = ThinkerTokens(
     ids, positions, segment, None if audio is None else audio_index, None if visual is None else visual_index
   )
@@ -104,7 +115,8 @@ class _AudioRows:
 class _VisualRows:
   """The vision encoder's rows being filled."""
 
-  def __init__(self, lanes: int, shape: LaneShape, cfg: ThinkerConfig):
+  def __init__(self, lanes: int, shape: LaneShape, cfg: ThinkerConfig, images: ImageSettings):
+    self.images, self.raw = images, []
     self.merge, self.shape = cfg.vision.spatial_merge_size, shape
     rows, P = lanes * shape.visual_rows, shape.patches
     whole = lambda value: np.full((rows, P), value, np.int32)
@@ -128,12 +140,21 @@ class _VisualRows:
       group.length[at] += number
       self.frames[at] += 1
       span = slice(begin, begin + number)
-      group.patches[at, span], segment[at, span] = patches, self.frames[at]
+      segment[at, span] = self.frames[at]
+      if patches.dtype == np.uint8:
+        self.raw.append((patches, group.patches[at, span]))
+      else:
+        group.patches[at, span] = patches
       group.rows[at, span], group.cols[at, span] = patch_coordinates(height, width, self.merge)
       group.heights[at, span], group.widths[at, span] = height, width
       first = ((lane * self.shape.visual_rows + row) * self.shape.patches + begin) // block
       index.append(first + np.arange(number // block, dtype=np.int32))
     return np.concatenate(index)
+
+  def normalise(self) -> None:
+    """Writes the frames that waited as bytes. By threads: it is most of the work of making a batch."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      list(pool.map(lambda item: normalise_rows(item[0], self.images, item[1]), self.raw))
 
 
 def fill_stats(batch: TrainBatch) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class Audio:
 
 @dataclasses.dataclass(frozen=True)
 class Visual:
-  """One image or video. patches: float32 'P 1536' in merge-block order, frame after frame; grid: (frames / 2, rows, columns)
+  """One image or video. patches: float32 'P 1536' in merge-block order, frame after frame, or uint8 before they are
+  normalised (Processor.raw_patches); grid: (frames / 2, rows, columns)
   of patches."""
 
   patches: np.ndarray

@@ -73,6 +73,8 @@ class Processor:
 
   media: 'processor' resizes pictures and frames once, as the checkpoint's processor does with media it is given; 'utils' chooses
   frames and sizes as the published utilities do, which run before the processor (omni_utils). It can be set for a call.
+
+  raw_patches: leave patches as bytes where they are, to be normalised by media.image.normalise_rows.
   """
 
   def __init__(
@@ -92,6 +94,7 @@ class Processor:
     self.template = template
     self.images = images
     self.fps = fps
+    self.raw_patches = False
     self.media: Media = check_media(media)
     self.limits = limits or Limits()
     self.media_root = None if media_root is None else pathlib.Path(media_root)
@@ -229,12 +232,12 @@ class Processor:
       else:
         height, width, _ = pixels.shape
         size = image_size(height, width, self.images, keys)
-      patches, grid = image_patches(pixels, self.images, size)
+      patches, grid = image_patches(pixels, self.images, size, self.raw_patches)
       row.images.append(Visual(patches, grid, 'image'))
       row.visuals.append(row.images[-1])
     else:
       clip = load_video(source, fps=settings.fps, keys=keys, **access, fit=self.images, utils=settings.utils)
-      patches, grid = video_patches(clip.frames, self.images, settings.utils)
+      patches, grid = video_patches(clip.frames, self.images, settings.utils, self.raw_patches)
       video = Visual(patches, grid, 'video')
       hear = settings.hear if keys.audio_in_video is None else keys.audio_in_video
       wave = video_audio(source, **access, **stretch) if hear else None

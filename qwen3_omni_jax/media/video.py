@@ -15,7 +15,7 @@ import numpy as np
 from . import omni_utils
 from .audio import cut_track, decode_track, track_samples
 from .frames import Fit, SampledFrames, check_frame, read_frames
-from .image import ImageSettings, load_image, patch_rows
+from .image import ImageSettings, load_image, patch_rows, raw_rows
 from .keys import NO_KEYS, MediaKeys, is_picture_list
 from .resample import resize
 from .sizes import frame_size
@@ -193,12 +193,17 @@ def _array(source) -> tuple[np.ndarray, float]:
   return frames, float(source_fps)
 
 
-def video_patches(frames: np.ndarray, settings: ImageSettings, utils: bool = False) -> tuple[np.ndarray, tuple[int, int, int]]:
+def video_patches(
+  frames: np.ndarray, settings: ImageSettings, utils: bool = False, raw: bool = False
+) -> tuple[np.ndarray, tuple[int, int, int]]:
   """(patch rows float32 'P 1536', grid (t, rows, columns)) of frames of a fitting size. An incomplete last temporal patch repeats
-  its last frame. utils: of frames that are still to be resized by the processor."""
+  its last frame. utils: of frames that are still to be resized by the processor, which leaves no bytes. raw: as raw_rows,
+  but for those."""
   if missing := -len(frames) % settings.temporal_patch:
     frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-  return omni_utils.video_patches(frames, settings) if utils else patch_rows(frames, settings)
+  if utils:
+    return omni_utils.video_patches(frames, settings)
+  return raw_rows(frames, settings) if raw else patch_rows(frames, settings)
 
 
 def video_audio(

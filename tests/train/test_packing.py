@@ -1,5 +1,7 @@
 """Records packed together are to the model what they are alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from qwen3_omni_jax.train.room import Bins, ExampleSize, LaneShape
 
 from qwen3_omni_jax.infer.collate import Media, collate
 from qwen3_omni_jax.infer.decode import encode_media
+from qwen3_omni_jax.media.image import ImageSettings, normalise_rows
 from qwen3_omni_jax.media.processor import Processor
 from qwen3_omni_jax.models.thinker import logits, thinker_forward
 from qwen3_omni_jax.weights.load import load_params
@@ -24,6 +27,9 @@ LOSS_RTOL = 2e-6
 GRADIENT_RTOL = 2e-5
 KEY_BIAS, KEY_BIAS_FLOOR = "['audio']['layers']['attn']['k']['bias']", 1e-3
 FEATURE_RTOL = 2e-5  # of the largest feature
+
+
+IMAGES = ImageSettings(mean=(0.5,) * 3, std=(0.5,) * 3, patch=16)  # the tiny checkpoint's
 
 
 @pytest.fixture(scope='module')
@@ -40,9 +46,33 @@ def setting(tiny_folder, samples, tmp_path_factory):
   return processor.cfg.thinker, jax.tree.map(jnp.asarray, params), examples, shape
 
 
+def normalised(inputs):
+  """With patches as they come from the processor by default."""
+  visuals = []
+  for visual in inputs.visuals:
+    patches = np.empty(visual.patches.shape, np.float32)
+    normalise_rows(visual.patches, IMAGES, patches)
+    visuals.append(dataclasses.replace(visual, patches=patches))
+  return dataclasses.replace(inputs, visuals=tuple(visuals))
+
+
 def packed(examples, shape, cfg):
   bins = Bins.of(shape)
-  return assemble_batch([(0, [PlacedExample(e, *bins.place(ExampleSize.of(e, cfg))) for e in examples])], shape, cfg)
+  return assemble_batch([(0, [PlacedExample(e, *bins.place(ExampleSize.of(e, cfg))) for e in examples])], shape, cfg, IMAGES)
+
+
+def test_pictures_wait_as_bytes_and_are_then_to_the_bit_what_the_processor_makes(setting, tiny_folder, samples):
+  cfg, _, examples, shape = setting
+  example = examples[1]  # two pictures
+  processor = Processor.from_folder(tiny_folder)
+  processor.images = dataclasses.replace(processor.images, max_pixels=256 * 256)
+  picture = {'type': 'image', 'image': str(samples['image'])}
+  plain = processor([{'role': 'user', 'content': [picture, picture]}]).visuals
+  assert [v.patches.dtype for v in (*example.inputs.visuals, *plain)] == [np.uint8] * 2 + [np.float32] * 2
+  expected = np.concatenate([v.patches for v in plain])
+  got = packed([example], shape, cfg).media.visual[0]
+  np.testing.assert_array_equal(got.patches[0, : len(expected)], expected)
+  assert not got.patches[0, len(expected) :].any() and got.patches.dtype == np.float32
 
 
 def test_encoder_rows_shared_by_clips_and_frames_give_each_its_own_features(setting):
@@ -50,7 +80,7 @@ def test_encoder_rows_shared_by_clips_and_frames_give_each_its_own_features(sett
   batch = packed(examples, shape, cfg)
   assert np.asarray(batch.media.audio[0].segment).max() > 1 and np.asarray(batch.media.visual[0].segment).max() > 1
   shared = encode_media(params, cfg, batch.media)
-  alone = collate([e.inputs for e in examples], cfg)  # as inference packs: a row for each window and each frame
+  alone = collate([normalised(e.inputs) for e in examples], cfg)  # as inference packs: a row for each window and each frame
   own = encode_media(params, cfg, alone.media)
   pick = lambda features, index: np.asarray(features)[..., np.asarray(index)[np.asarray(index) >= 0], :]
   for name, where in (('audio', 'audio_index'), ('visual', 'visual_index'), ('deepstack', 'visual_index')):
@@ -92,8 +122,8 @@ def test_tokens_of_media_point_at_their_features_whatever_lane_they_are_in(setti
   cfg, _, examples, shape = setting
   bins = Bins.of(shape)
   placed = [PlacedExample(e, *bins.place(ExampleSize.of(e, cfg))) for e in examples]
-  first, third = assemble_batch([(0, placed)], shape, cfg), assemble_batch([(2, placed)], shape, cfg)
-  whole = assemble_batch([(0, []), (1, []), (2, placed)], shape, cfg)
+  first, third = assemble_batch([(0, placed)], shape, cfg, IMAGES), assemble_batch([(2, placed)], shape, cfg, IMAGES)
+  whole = assemble_batch([(0, []), (1, []), (2, placed)], shape, cfg, IMAGES)
   assert (third.media.lanes, whole.media.lanes) == (1, 3)
   for name, per_lane in (('audio_index', 2 * 8 * 13), ('visual_index', 1024 // 4)):
     a, b = np.asarray(getattr(first.tokens, name)), np.asarray(getattr(third.tokens, name))
