@@ -123,7 +123,7 @@ class Loader:
     try:
       readers = _readers(self.cfg, self.sources, self.processor)
       decoder = Decoder(self.sources, readers, self.cfg.threads, self.cfg.workers)
-      depth = max(2, 2 * decoder.parallel // len(self.owned))
+      depth = max(2, min(decoder.parallel, self.cfg.buffer))
       streams_of = _Streams(self.cfg, self.sources)
       for lane in self.owned:
         streams, mixture = streams_of.of_lane(lane), _mixture(self.cfg, lane) if self.cfg.weighted else None

@@ -2,17 +2,21 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import re
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
+from qwen3_omni_jax.train import decode
 from qwen3_omni_jax.train.bad_records import too_many
 from qwen3_omni_jax.train.data import DataConfig, ExampleStream, Loader, SourceConfig, WeightAt, merge_states
+from qwen3_omni_jax.train.decode import decode_record
 from qwen3_omni_jax.train.mixing import Mixture
 
 from qwen3_omni_jax.media.processor import Processor
@@ -90,6 +94,26 @@ def test_a_restore_at_every_step_equals_an_undisturbed_run(mixed, root, processo
   for step in range(4):
     ((batch, stats),) = take(Loader(cfg, processor, state=states[step]), 1)
     assert same(batch, whole[step][0]) and stats['ids'] == whole[step][1]['ids'], f'after step {step}'
+
+
+def test_a_restart_decodes_what_waited_all_at_once(tmp_path, processor, monkeypatch):
+  cfg = text_config(SourceConfig(path=str(texts(tmp_path / 'a.jsonl', 60))), lanes=2, buffer=6)
+  loader = Loader(cfg, processor)
+  next(loader)
+  state, expected = loader.get_state(), next(loader)[1]['ids']
+  loader.close()
+  waiting = sum(len(lane['waiting']) for lane in state['lanes'].values())
+  together = threading.Barrier(waiting)  # each waits for all the others
+  calls = itertools.count()
+
+  def decoded(*record):
+    if next(calls) < waiting:
+      together.wait(timeout=10)
+    return decode_record(*record)
+
+  monkeypatch.setattr(decode, 'decode_record', decoded)
+  again = take(Loader(dataclasses.replace(cfg, threads=waiting), processor, state=state), 1)
+  assert waiting >= 8 and again[0][1]['ids'] == expected
 
 
 def test_set_state_goes_back(tmp_path, processor):
