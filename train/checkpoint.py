@@ -16,7 +16,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -49,12 +49,24 @@ class Restored:
 
 
 class Checkpoints:
-  """The checkpoints of one run. keep: how many of the newest; keep_every: besides, those of steps that it divides."""
+  """The checkpoints of one run. keep: how many of the newest; keep_every: besides, those of steps that it divides; best: besides,
+  so many of the lowest held-out loss, of those that have one."""
 
-  def __init__(self, folder: epath.Path, *, keep: int = 2, keep_every: int | None = None):
+  def __init__(self, folder: epath.Path, *, keep: int = 2, keep_every: int | None = None, best: int = 0):
     self.folder = epath.Path(folder)
+    policies = ocp.checkpoint_managers
+    loss: Any = lambda metrics: metrics['loss']
+    kept: list[Any] = [policies.LatestN(keep)]
+    if keep_every is not None:
+      kept.append(policies.EveryNSteps(keep_every))
+    if best:
+      kept.append(policies.BestN(get_metric_fn=loss, reverse=True, n=best, keep_checkpoints_without_metrics=False))
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, keep_period=keep_every, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+      preservation_policy=policies.AnyPreservationPolicy(kept),
+      best_fn=loss if best else None,  # without it Orbax writes no metrics
+      create=True,
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
     )
     handlers: dict[str, Any] = {item: ocp.StandardCheckpointHandler() for item in ARRAYS}
     handlers |= {item: ocp.JsonCheckpointHandler() for item in ('data', 'config')}
@@ -69,11 +81,14 @@ class Checkpoints:
         if not (self.folder / name).exists():
           (self.folder / name).write_bytes(path.read_bytes())
 
-  def save(self, state: TrainState, roles: Roles, data: dict[str, Any], config: dict[str, Any]) -> None:
-    """Starts to save; returns when the state may be changed. data: merged over processes."""
+  def save(
+    self, state: TrainState, roles: Roles, data: dict[str, Any], config: dict[str, Any], loss: float | None = None
+  ) -> None:
+    """Starts to save; returns when the state may be changed. data: merged over processes. loss: on held-out data, if known."""
     items: dict[str, Any] = {item: ocp.args.StandardSave(unflatten(leaves)) for item, leaves in to_items(state, roles).items()}
     items |= {'data': ocp.args.JsonSave(data), 'config': ocp.args.JsonSave(config)}
-    self._manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
+    metrics = None if loss is None else {'loss': loss}
+    self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
   def wait(self) -> None:
     """Waits until checkpoints that were started are on disk."""
@@ -92,7 +107,7 @@ class Checkpoints:
     reading, which says nothing about the checkpoint: nothing is set aside then.
     """
     damaged: list[int] = []
-    for step in merge_over_processes(self.steps(), lambda every: sorted(set.intersection(*map(set, every)), reverse=True)):
+    for step in merge_over_processes(self.steps(), self._common):
       place, restored, error = self.folder / str(step), None, None
       try:
         restored = self._read(place, like, roles, recipe)
@@ -111,6 +126,14 @@ class Checkpoints:
     if damaged:
       raise ValueError(f'{self.folder}: all of {", ".join(map(str, damaged))} are damaged; remove the folder to begin anew')
     return None
+
+  def _common(self, seen: Sequence[Sequence[int]]) -> list[int]:
+    """The steps that every process sees, the newest first."""
+    common = set.intersection(*map(set, seen))
+    if not common and any(seen):
+      text = '; '.join(f'process {i}: {", ".join(map(str, steps)) or "none"}' for i, steps in enumerate(seen))
+      raise ValueError(f'{self.folder}: processes see different checkpoints ({text}); out= must be one folder for all hosts')
+    return sorted(common, reverse=True)
 
   def _read(self, place: epath.Path, like: TrainState, roles: Roles, recipe: Recipe) -> Restored:
     """Without a barrier, so that a process that fails here keeps no other waiting."""

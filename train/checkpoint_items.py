@@ -13,6 +13,7 @@ import jax
 from .optimiser import moment_name, moments_by_name
 from .state import LORA, Roles, TrainState
 
+COUNTS = ('step', 'skipped', 'skipped_in_a_row', 'usual_norm')
 Leaves = dict[str, Any]  # arrays, or their shapes, by path
 
 
@@ -28,7 +29,7 @@ def to_items(state: TrainState, roles: Roles) -> dict[str, Leaves]:
     'lora': {path: p for path, p in state.trainable.items() if path.startswith(LORA)},
     'optimiser': moments_by_name(state.optimiser),
     'ema': dict(state.ema or {}),
-    'state': {'step': state.step, 'skipped': state.skipped},
+    'state': {name: getattr(state, name) for name in COUNTS},
   }
   return {name: leaves for name, leaves in items.items() if leaves}
 

@@ -55,7 +55,7 @@ class Step:
   """How a step is computed. dtype: of the computation; masters are float32. accumulate: microbatches a step. remat,
   encoder_remat: of nn.remat. buffer: room for tokens of experts on a mesh (None: as much as can be needed; see
   nn.expert_parallel.Dispatch). ema: decay of averaged weights, 0 for none. skip_nonfinite: leave everything as it is when loss
-  or gradient is not finite."""
+  or gradient is not finite. spike: also when the gradient's norm is more than so many times its running mean; 0: never."""
 
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
   accumulate: int = 1
@@ -64,6 +64,7 @@ class Step:
   buffer: float | None = None
   ema: float = 0.0
   skip_nonfinite: bool = True
+  spike: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Metrics:
     self.steps, self.every, self.records = steps, every, records
     self.is_writer = jax.process_index() == 0
     folder = epath.Path(folder)
+    self.skipped_in_a_row: int | None = 0  # up to the last step that was logged; None: not known since the run went back
     self._lines = Lines(folder / (FILE if self.is_writer else f'records-{jax.process_index()}.jsonl'))
     self._pending: tuple[int, dict, dict[str, Any]] | None = None
     self._last_time = time.perf_counter()
@@ -82,6 +83,7 @@ class Metrics:
       return
     (step, metrics, input_stats), self._pending = self._pending, None
     values = {name: _plain(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
+    self.skipped_in_a_row = int(values.get('skipped_in_a_row') or 0)
     now = time.perf_counter()
     seconds, self._last_time = now - self._last_time, now
     other_seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
@@ -141,6 +143,14 @@ class Metrics:
       if self._wandb is not None:
         self._wandb.log({f'evaluation/{name}': value for name, value in values.items()}, step=step)
       print(f'step {step}  evaluation: ' + '  '.join(f'{n} {v:.4f}' for n, v in values.items()), file=sys.stderr, flush=True)
+
+  def rollback(self, step: int, to: int) -> None:
+    """After this step, which was skipped too, the run went back to the parameters of another."""
+    self.flush()
+    if self.is_writer:
+      self._lines.add({'step': step, 'rollback': {'to': to}})
+      self._lines.write()
+    self.skipped_in_a_row = None
 
   def close(self) -> None:
     self.write()

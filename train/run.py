@@ -36,10 +36,13 @@ from .feed import Feed, Prefetch, process_shard
 from .finish import finish_run
 from .geometry import resolve
 from .metrics import Metrics
+from .rollback import Rollback
 from .run_config import Run
+from .save_times import SaveTimes
 from .state import PARTS, Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings
 from .step import compiled_step, eval_sums
 from .utilisation import step_flops
+from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 TRACED_STEPS = 3
@@ -67,7 +70,8 @@ def _train(run: Run, model: pathlib.Path) -> TrainState:
   _print(_summary(cfg, roles, mesh))
 
   out.mkdir(parents=True, exist_ok=True)
-  checkpoints = Checkpoints(out / 'checkpoints', keep=run.save.keep, keep_every=run.save.keep_every)
+  keep = {'keep': run.save.keep, 'keep_every': run.save.keep_every, 'best': run.save.best}
+  checkpoints = Checkpoints(out / 'checkpoints', **keep)
   checkpoints.describe(model)
   complete = max(checkpoints.steps(), default=0) >= run.steps
   if run.export is not None and not complete and list(pathlib.Path(run.export).glob('*')):
@@ -94,38 +98,69 @@ def _train(run: Run, model: pathlib.Path) -> TrainState:
   )
   metrics.resume(done)
 
-  def save() -> None:
+  times = SaveTimes(run.save, done)
+  rollback = Rollback(run.save.rollback, lambda: checkpoints.restore(abstract_state(cfg, run, mesh), roles, run))
+
+  def save(loss: float | None) -> None:
     metrics.write()  # a run that is killed after the checkpoint does not repeat this step
     started = time.perf_counter()
-    checkpoints.save(state, roles, merge_over_processes(data_state, loader.merge), to_data(run))
+    checkpoints.save(state, roles, merge_over_processes(data_state, loader.merge), to_data(run), loss)
+    times.saved(done)
     metrics.add_time('checkpoint_s', time.perf_counter() - started)
+
+  def evaluation(state: TrainState, step: int) -> float:
+    started = time.perf_counter()
+    assert evaluate is not None
+    losses = evaluate(state)
+    metrics.evaluation(step, losses)
+    metrics.add_time('evaluation_s', time.perf_counter() - started)
+    return losses['loss']
 
   saved = done if data_state is not None else -1
   data_state = loader.get_state()  # of the batches trained on; more of them wait on the devices
-  with _handle_signals() as requests, _profiler(out, requests, run.log.profile) as profile, Prefetch(feed) as batches:
+  with (
+    _handle_signals() as requests,
+    _profiler(out, requests, run.log.profile) as profile,
+    Watchdog(run.log.hang_s) as watchdog,
+    Prefetch(feed) as batches,
+  ):
     while done < run.steps:
       started = time.perf_counter()
+      watchdog.enter('input', done + 1)
       fed = next(batches)
       metrics.add_time('input_s', time.perf_counter() - started)
       profile(done)
+      watchdog.enter('computation', done + 1)
       state, values = step(state, fed.batch)
       done, data_state = done + 1, fed.data_state
       metrics.step(done, values, fed.stats)
       del fed  # its memory is the batch's that is put on the devices next
+      if rollback.is_due(metrics.skipped_in_a_row):
+        watchdog.enter('rollback', done)
+        checkpoints.wait()
+        counts = state.replace(trainable={}, optimiser=None, ema=None)
+        del state
+        state, to = rollback.go_back(counts)
+        metrics.rollback(done, to)
+        _print(f'step {done}: too many steps skipped in a row; going on with the parameters of step {to} and new data')
       stop = _stop_requested(requests, done)
-      if done % run.save.every == 0 or done == run.steps or stop:
-        save()
+      loss = None
+      evaluated = run.evaluate is not None and (done % run.evaluate.every == 0 or done == run.steps)
+      if evaluated and not stop:  # before the checkpoint, which may be kept for its loss
+        watchdog.enter('evaluation', done)
+        loss = evaluation(state, done)
+      if (times.due(done) and rollback.may_save(metrics.skipped_in_a_row)) or done == run.steps or stop:
+        watchdog.enter('checkpoint', done)
+        save(loss)
         saved = done
-      if evaluate is not None and run.evaluate is not None and (done % run.evaluate.every == 0 or done == run.steps):
-        started = time.perf_counter()
-        metrics.evaluation(done, evaluate(state))
-        metrics.add_time('evaluation_s', time.perf_counter() - started)
+      if evaluated and stop:
+        evaluation(state, done)
       if stop:
         break
   metrics.close()
   loader.close()
   if saved != done:
-    save()
+    save(None)
   checkpoints.close()
   if done < run.steps:
     _print(
@@ -140,13 +175,12 @@ def begin_or_resume(
   run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, dict[str, Any] | None]:
   """(state, position in the data): of the newest checkpoint; without one, the model's or random weights and None."""
-  if not checkpoints.steps():
-    params = (
-      None if run.init == 'random' else load_params(_weights(run, model), cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
-    )
-    return init_state(params, cfg, run, mesh, run.seed), None
   restored = checkpoints.restore(abstract_state(cfg, run, mesh), roles, run)
-  assert restored is not None
+  if restored is None:
+    params = None
+    if run.init == 'model':
+      params = load_params(_weights(run, model), cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
+    return init_state(params, cfg, run, mesh, run.seed), None
   may_change = ('out:', 'export', 'log.', 'save.', 'evaluate')
   changed = [text for text in restored.changed if not text.startswith(may_change)]
   words = [f'going on after step {int(restored.state.step)}', *(['changed since: ' + ', '.join(changed)] if changed else [])]

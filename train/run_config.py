@@ -9,24 +9,31 @@ from .data import DataConfig
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-  """every: steps between checkpoints; one more is written at the end. keep: newest ones kept; keep_every: besides, those of steps
-  that it divides."""
+  """every: steps between checkpoints; one more is written at the end. minutes: besides, so long after the last one. keep: newest
+  ones kept; keep_every: besides, those of steps that it divides; best: besides, so many of the lowest held-out loss (of those
+  saved at a step with an evaluation). rollback: after so many skipped steps in a row (step.spike, step.skip_nonfinite) go on from
+  the newest checkpoint with the data that follow; 0: never."""
 
   every: int = 500
   keep: int = 2
   keep_every: int | None = None
+  minutes: float | None = None
+  best: int = 0
+  rollback: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
   """every: steps between lines on the terminal. wandb: the project to log to. records: write the ids of the records of every
-  step. profile: the first of three steps to trace with jax's profiler (SIGUSR1 traces the next three at any time)."""
+  step. profile: the first of three steps to trace with jax's profiler (SIGUSR1 traces the next three at any time).
+  hang_s: seconds in one phase of a step after which every process says where it is; None: never."""
 
   every: int = 10
   tensorboard: bool = True
   wandb: str | None = None
   records: bool = False
   profile: int | None = None
+  hang_s: float | None = 1800.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +80,13 @@ class Run(Recipe):
       )
       if value < 1
     ]
+    problems += [
+      f'{name} {value}: expected more than 0'
+      for name, value in (('save.minutes', self.save.minutes), ('log.hang_s', self.log.hang_s))
+      if value is not None and value <= 0
+    ]
+    if self.save.best and self.evaluate is None:
+      problems.append('save.best: there is no held-out loss; give evaluate, or leave it out')
     if self.data.epochs is not None:
       problems.append('data.epochs: a run has a number of steps; leave it out')
     if '://' in self.out and not self.out.startswith('gs://'):

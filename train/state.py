@@ -32,7 +32,8 @@ LORA = 'lora/'
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """step: of the run, skipped ones included. ema: averaged copies of the trainable parameters, or None."""
+  """step: of the run, skipped ones included. ema: averaged copies of the trainable parameters, or None. skipped: steps in all,
+  and in a row up to now. usual_norm: running mean of the gradient's norm over steps that were taken; 0 before the first."""
 
   step: Int[Array, '']
   trainable: dict[str, Float[Array, '...']]
@@ -40,6 +41,8 @@ class TrainState(flax.struct.PyTreeNode):
   optimiser: Any
   ema: dict[str, Float[Array, '...']] | None
   skipped: Int[Array, '']
+  skipped_in_a_row: Int[Array, '']
+  usual_norm: Float[Array, '']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +144,9 @@ def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, see
       optimiser = jax.jit(build_optimiser(recipe, roles).init, out_shardings=cuts.optimiser)(trainable)
     copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=cuts.trainable)
     zero = jax.device_put(jnp.int32(0), cuts.step)
-    return TrainState(zero, trainable, everything, optimiser, copy(trainable) if recipe.step.ema else None, jnp.copy(zero))
+    ema = copy(trainable) if recipe.step.ema else None
+    norm = jax.device_put(jnp.float32(0), cuts.step)
+    return TrainState(zero, trainable, everything, optimiser, ema, jnp.copy(zero), jnp.copy(zero), norm)
 
 
 def abstract_state(cfg: OmniConfig, recipe: Recipe, mesh, frozen_dtype=jnp.bfloat16) -> TrainState:
@@ -158,7 +163,8 @@ def _abstract(cfg: OmniConfig, recipe: Recipe, frozen_dtype) -> TrainState:
   with jax.numpy_dtype_promotion('standard'):
     optimiser = jax.eval_shape(build_optimiser(recipe, roles).init, trainable)
   count = jax.ShapeDtypeStruct((), jnp.int32)
-  return TrainState(count, trainable, frozen, optimiser, dict(trainable) if recipe.step.ema else None, count)
+  norm = jax.ShapeDtypeStruct((), jnp.float32)
+  return TrainState(count, trainable, frozen, optimiser, dict(trainable) if recipe.step.ema else None, count, count, norm)
 
 
 def state_shardings(cfg: OmniConfig, recipe: Recipe, mesh) -> TrainState:
@@ -171,7 +177,7 @@ def state_shardings(cfg: OmniConfig, recipe: Recipe, mesh) -> TrainState:
   optimiser = jax.tree_util.tree_map_with_path(of_moment, shapes.optimiser)
   trainable = {path: cut[path] for path in roles.trainable}
   ema = trainable if recipe.step.ema else None
-  return TrainState(whole, trainable, {path: cut[path] for path in roles.frozen}, optimiser, ema, whole)
+  return TrainState(whole, trainable, {path: cut[path] for path in roles.frozen}, optimiser, ema, whole, whole, whole)
 
 
 def _moment_sharding(at, leaf, *, specs: Mapping[str, Param], mesh) -> NamedSharding:

@@ -20,12 +20,13 @@ from qwen3_omni_jax.shapes import Array, Params
 from qwen3_omni_jax.sharding import batch_axes, current_mesh, length_axis, partition
 
 from .batch import KINDS, TrainBatch
-from .config import Recipe
+from .config import Recipe, Step
 from .losses import balance_loss, busiest_expert, router_sums, sums_by, token_losses, z_loss
 from .optimiser import make_schedule
 from .state import Roles, TrainState, assign_roles, build_optimiser, merge_params, state_shardings
 
 Metrics = dict[str, Array]
+NORM_WEIGHT = 0.02  # of a step in the running mean of the gradient's norm: of about the last 50
 
 
 def encode_media(params: Params, cfg: OmniConfig, media: Media, dtype, remat: str) -> Features:
@@ -109,7 +110,7 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
 
   Metrics are scalars: loss (mean over weighted targets, with the router's losses), cross_entropy, balance, router_z, busiest
   (load of the busiest expert, 1 = balanced), lost, grad_norm (before clipping), rate (share of the highest), skipped (steps so
-  far), tokens, weight, cross_entropy and weight by kind of record, and by source those, records and tokens.
+  far) and skipped_in_a_row, tokens, weight, cross_entropy and weight by kind of record, and by source those, records and tokens.
   """
   roles = assign_roles(cfg, recipe)
   optimiser, schedule = build_optimiser(recipe, roles), make_schedule(recipe.optimiser, recipe.steps)
@@ -124,16 +125,10 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
       updates, moments = optimiser.update(grads, state.optimiser, state.trainable, step=state.step)
       trainable = optax.apply_updates(state.trainable, updates)
       rate = jnp.float32(schedule(state.step))
-    new = (trainable, moments, update_ema(state.ema, trainable, recipe.step.ema))
-    old = (state.trainable, state.optimiser, state.ema)
-    skipped = state.skipped
-    if recipe.step.skip_nonfinite:
-      finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums['total'])
-      new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-      skipped = skipped + jnp.where(finite, 0, 1)
-    trainable, moments, ema = new
-    state = state.replace(step=state.step + 1, trainable=trainable, optimiser=moments, ema=ema, skipped=skipped)
-    return state, _metrics(sums, weight, grad_norm, rate, skipped)
+    new = state.replace(trainable=trainable, optimiser=moments, ema=update_ema(state.ema, trainable, recipe.step.ema))
+    state = take_unless_bad(state, new, grad_norm, sums['total'], recipe.step)
+    state = state.replace(step=state.step + 1)
+    return state, _metrics(sums, weight, grad_norm, rate, state)
 
   return step
 
@@ -195,9 +190,27 @@ def update_ema(ema: Params | None, trainable: Params, decay: float) -> Any:
   return None if ema is None else optax.incremental_update(trainable, ema, 1 - decay)
 
 
-def _metrics(sums: Metrics, weight: Array, grad_norm: Array, rate: Array, skipped: Array) -> Metrics:
+def take_unless_bad(old: TrainState, new: TrainState, grad_norm: Array, total: Array, step_cfg: Step) -> TrainState:
+  """`new`, or `old` if the step was bad: its loss or gradient not finite, or the gradient's norm a spike."""
+  if not step_cfg.skip_nonfinite and not step_cfg.spike:
+    return new
+  bad = jnp.zeros((), bool)
+  if step_cfg.skip_nonfinite:
+    bad |= ~(jnp.isfinite(grad_norm) & jnp.isfinite(total))
+  if step_cfg.spike:
+    bad |= (old.usual_norm > 0) & ~(grad_norm <= step_cfg.spike * old.usual_norm)
+  mean = jnp.where(old.usual_norm > 0, (1 - NORM_WEIGHT) * old.usual_norm + NORM_WEIGHT * grad_norm, grad_norm)
+  new = new.replace(usual_norm=mean, skipped_in_a_row=jnp.zeros_like(old.skipped_in_a_row))
+  old = old.replace(skipped=old.skipped + 1, skipped_in_a_row=old.skipped_in_a_row + 1)
+  choose = lambda a, b: jnp.where(bad, a, b)
+  frozen = new.frozen  # which no step changes
+  return jax.tree.map(choose, old.replace(frozen={}), new.replace(frozen={})).replace(frozen=frozen)
+
+
+def _metrics(sums: Metrics, weight: Array, grad_norm: Array, rate: Array, state: TrainState) -> Metrics:
   means = {name: sums[name] / weight for name in ('total', 'cross_entropy', 'balance', 'router_z', 'busiest') if name in sums}
-  metrics = {'loss': means.pop('total'), **means, 'grad_norm': grad_norm, 'rate': rate, 'skipped': skipped}
+  metrics = {'loss': means.pop('total'), **means, 'grad_norm': grad_norm, 'rate': rate}
+  metrics |= {'skipped': state.skipped, 'skipped_in_a_row': state.skipped_in_a_row}
   metrics |= {name: sums[name] for name in ('lost', 'tokens', 'weight') if name in sums}
   for i, kind in enumerate(KINDS):
     metrics[f'weight/{kind}'] = sums['weight_by_kind'][i]

@@ -68,7 +68,7 @@ def lines(out: pathlib.Path) -> dict[int, tuple]:
   """{step: (loss, gradient's norm, records)}; fails if a step is there twice."""
   found: dict[int, tuple] = {}
   for step in json_lines(out / 'metrics.jsonl'):
-    if 'evaluation' in step:
+    if 'loss' not in step:  # an evaluation
       continue
     assert step['step'] not in found, f'step {step["step"]} was written twice'
     found[step['step']] = (step['loss'], step['grad_norm'], step['ids'])

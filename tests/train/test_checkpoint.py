@@ -164,6 +164,19 @@ def test_averages_may_be_given_up_and_begin_at_the_parameters(saved, tmp_path):
   assert any('averages begin at the parameters' in note for note in found.notes)
 
 
+def test_the_newest_and_those_of_the_lowest_held_out_loss_are_kept(tmp_path):
+  recipe = Recipe(parts=(Part('thinker/norm', 1e-3),))
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=1, best=2)
+  for step, loss in enumerate([3.0, 1.0, None, 2.0, 5.0, None, 4.0], start=1):
+    checkpoints.save(numbered(recipe, step), assign_roles(batches.config(), recipe), {}, plain(recipe), loss)
+  checkpoints.close()
+  assert names(tmp_path / 'checkpoints') == {'2', '4', '7'}
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=1, best=2)  # the losses are read again
+  checkpoints.save(numbered(recipe, 8), assign_roles(batches.config(), recipe), {}, plain(recipe), 1.5)
+  checkpoints.close()
+  assert names(tmp_path / 'checkpoints') == {'2', '8'}
+
+
 def cut(file: pathlib.Path) -> None:
   file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
@@ -242,6 +255,19 @@ def test_a_process_that_could_read_gives_up_with_one_that_could_not(saved, tmp_p
   with pytest.raises(RuntimeError, match='another process could not read it'):
     restore(folder, AVERAGED)
   assert names(folder) == {'2', '4'}
+
+
+def test_hosts_that_see_other_checkpoints_do_not_begin_anew(saved, tmp_path, monkeypatch):
+  """As with a folder that they do not share; of those that both see, the newest is used."""
+  folder, others = copied(saved, tmp_path), [[]]
+  monkeypatch.setattr(checkpoint_module, 'merge_over_processes', lambda own, merge: merge([own, *others]))
+  with pytest.raises(ValueError, match=r'process 0: 4, 2; process 1: none.*one folder for all hosts'):
+    restore(folder, AVERAGED)
+  others[0] = [2]
+  assert restore(folder, AVERAGED).state.step == 2
+  shutil.rmtree(folder)
+  others[0] = []
+  assert restore(folder, AVERAGED) is None
 
 
 def test_if_all_are_damaged_none_is_renamed(saved, tmp_path):

@@ -13,7 +13,7 @@ from qwen3_omni_jax.train.adapter import write_adapter
 from qwen3_omni_jax.train.config import Optimiser, Recipe, Step, read
 from qwen3_omni_jax.train.data import DataConfig, SourceConfig
 from qwen3_omni_jax.train.run import _profiler, _Requests, train
-from qwen3_omni_jax.train.run_config import Evaluation, Run
+from qwen3_omni_jax.train.run_config import Evaluation, Run, Saving
 from qwen3_omni_jax.train.stages import LoraPart
 from qwen3_omni_jax.train.state import assign_roles, flatten, merge_params
 
@@ -126,6 +126,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, tmp_path,
   assert got == expected
   assert 'checkpoints/6 is damaged' in caplog.text and 'falling back' in caplog.text
   assert (tmp_path / 'again/checkpoints/damaged-6').is_dir() and (tmp_path / 'again/checkpoints/6').is_dir()
+
+
+def test_a_run_goes_back_when_step_after_step_is_skipped_and_ends_when_that_does_not_help(run, tmp_path):
+  """Every norm is a spike to this one. The data go on, and no step is there twice."""
+  out = tmp_path / 'again'
+  shutil.copytree(run.out, out)
+  spiky = dataclasses.replace(run.step, spike=1e-6)
+  run = dataclasses.replace(run, out=str(out), export=None, steps=24, step=spiky, save=Saving(every=2, rollback=2))
+  with pytest.raises(RuntimeError, match=r'went back 3 times \(to step 6\)'):
+    train(run)
+  logged = json_lines(out / 'metrics.jsonl')
+  assert [line['rollback']['to'] for line in logged if 'rollback' in line] == [6, 6, 6]
+  steps = [line for line in logged if 'loss' in line]
+  assert [line['step'] for line in steps] == list(range(1, len(steps) + 1)) and len(steps) > 12
+  assert not any(a['ids'] == b['ids'] for a, b in zip(steps, steps[1:], strict=False))
+  assert not {path.name for path in (out / 'checkpoints').glob('[0-9]*')} - {'4', '6'}  # nothing is saved in between
 
 
 def test_a_requested_trace_has_three_steps(tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step, read
 from qwen3_omni_jax.train.optimiser import moments_by_name
 from qwen3_omni_jax.train.run_config import Run
 from qwen3_omni_jax.train.stages import LoraPart, Part
-from qwen3_omni_jax.train.state import abstract_state, assign_roles, flatten, init_state, unflatten
-from qwen3_omni_jax.train.step import batch_specs, compiled_step, compute_params, loss_sums, make_step
+from qwen3_omni_jax.train.state import TrainState, abstract_state, assign_roles, flatten, init_state, unflatten
+from qwen3_omni_jax.train.step import batch_specs, compiled_step, compute_params, loss_sums, make_step, take_unless_bad
 
 from qwen3_omni_jax.infer.collate import Media
 from qwen3_omni_jax.models.thinker import Features, embed_tokens, thinker_forward
@@ -180,6 +180,32 @@ def test_router_logits_are_float32_in_training(monkeypatch):
   assert asked == [jnp.float32]
 
 
+def test_spikes_are_skipped_beside_the_running_mean_of_the_steps_that_were_taken():
+  zero, count = jnp.float32(0), jnp.int32(0)
+  state = TrainState(count, {'a': zero}, {}, {}, {'a': zero}, count, count, zero)
+  seen = []
+  for i, norm in enumerate([4.0, 6.0, 12.2, np.inf, 8.0, 4.0]):
+    new = state.replace(trainable={'a': jnp.float32(i + 1)}, ema={'a': jnp.float32(10 * (i + 1))})
+    state = take_unless_bad(state, new, jnp.float32(norm), jnp.float32(1), Step(skip_nonfinite=False, spike=3.0))
+    assert state.ema['a'] == 10 * state.trainable['a']
+    seen.append([int(x) for x in (state.trainable['a'], state.skipped, state.skipped_in_a_row)])
+  assert seen == [[1, 0, 0], [2, 0, 0], [2, 1, 1], [2, 2, 2], [5, 2, 0], [6, 2, 0]]  # 12.2 > 3 x (4 + 0.02 x 2)
+  np.testing.assert_allclose(state.usual_norm, 0.98 * (0.98 * 4.04 + 0.02 * 8) + 0.02 * 4, rtol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_is_skipped_only_where_it_is_asked_for():
+  zero, count = jnp.float32(0), jnp.int32(0)
+  old = TrainState(count, {'a': zero}, {}, {}, None, count, count, zero)
+  new = old.replace(trainable={'a': jnp.float32(1)})
+  for step_cfg, norm, loss, taken in (
+    (Step(), 1.0, np.nan, 0),
+    (Step(), np.inf, 1.0, 0),
+    (Step(), 1e9, 1.0, 1),
+    (Step(skip_nonfinite=False), np.nan, np.nan, 1),
+  ):
+    assert take_unless_bad(old, new, jnp.float32(norm), jnp.float32(loss), step_cfg).trainable['a'] == taken
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('shape', [{'fsdp': 2, 'expert': 2, 'tensor': 2}, {'data': 2, 'expert': 2, 'context': 2}], ids=str)
 def test_a_step_on_a_mesh_equals_that_of_one_device(shape):
@@ -212,7 +238,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
   bad.media.audio[0].mel[0, 0, 0] = np.inf
   before = flatten(batches.params())
   state, metrics = run(dataclasses.replace(EXACT, step=dataclasses.replace(EXACT.step, ema=0.9)), bad, steps=2)
-  assert metrics['skipped'] == 2 and state.step == 2 and not np.isfinite(metrics['loss'])
+  assert metrics['skipped'] == metrics['skipped_in_a_row'] == 2 and state.step == 2 and not np.isfinite(metrics['loss'])
   assert all(np.array_equal(value, before[path]) for path, value in state.trainable.items())
   assert all(np.array_equal(value, before[path]) for path, value in state.ema.items())
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.optimiser))
