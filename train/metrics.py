@@ -17,6 +17,7 @@ from .lines import Lines
 from .utilisation import peak
 
 FILE = 'metrics.jsonl'
+LOST_ALARM = 1e-3  # share of the pairs of token and expert without room, from which on every step says so
 
 
 class Metrics:
@@ -107,6 +108,9 @@ class Metrics:
         self._tensorboard.add_scalar(name, value, step)
     if self._wandb is not None:
       self._wandb.log(scalars, step=step)
+    if (lost := line.get('lost_share') or 0) >= LOST_ALARM:
+      warning = f'step {step}: {lost:.2%} of the pairs of token and expert found no room; raise step.buffer, or look at busiest'
+      print(f'WARNING {warning}', file=sys.stderr, flush=True)
     if step % self.every == 0 or step == self.steps:
       self._lines.write()
       print(self._terminal(line), file=sys.stderr, flush=True)

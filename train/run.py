@@ -32,7 +32,7 @@ from .batch import KINDS
 from .checkpoint import Checkpoints
 from .config import to_data
 from .data import make_loader
-from .feed import Feed, Prefetch, process_shard
+from .feed import Feed, Prefetch, check_shared_out, process_shard
 from .finish import finish_run
 from .geometry import resolve
 from .metrics import Metrics
@@ -77,6 +77,8 @@ def _train(run: Run, model: pathlib.Path) -> TrainState:
   if run.export is not None and not complete and list(pathlib.Path(run.export).glob('*')):
     raise ValueError(f'export {run.export}: not empty; give a new folder')
   run = resolve(run, mesh.shape, _begun_with(out) if checkpoints.steps() else None)
+  media = run.data.audio_s or run.data.visual_patches
+  check_shared_out(run.data.rows, run.data.length, run.data.lanes if media else None, mesh)
   state, data_state = begin_or_resume(run, cfg, roles, mesh, model, checkpoints)
   _write_config(out, run)
   done = int(state.step)

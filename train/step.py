@@ -102,6 +102,7 @@ def loss_sums(
     total = total + weight * (factor * balance + recipe.loss.z * z)
     busiest = busiest_expert(sums)
     metrics |= {'balance': weight * balance, 'router_z': weight * z, 'busiest': weight * busiest, 'lost': sums.lost.sum()}
+    metrics['routed'] = valid.sum().astype(jnp.float32) * (sums.lost.size * cfg.thinker.text.num_experts_per_tok)
   return total, metrics | {'total': total}
 
 
@@ -109,8 +110,9 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
   """The step as a pure function. With recipe.step.accumulate = M > 1, every array of the batch has M in front: microbatches.
 
   Metrics are scalars: loss (mean over weighted targets, with the router's losses), cross_entropy, balance, router_z, busiest
-  (load of the busiest expert, 1 = balanced), lost, grad_norm (before clipping), rate (share of the highest), skipped (steps so
-  far) and skipped_in_a_row, tokens, weight, cross_entropy and weight by kind of record, and by source those, records and tokens.
+  (load of the busiest expert, 1 = balanced), lost and lost_share (of the pairs of token and expert), grad_norm (before clipping),
+  rate (share of the highest), skipped (steps so far) and skipped_in_a_row, tokens, weight, cross_entropy and weight by kind of
+  record, and by source those, records and tokens.
   """
   roles = assign_roles(cfg, recipe)
   optimiser, schedule = build_optimiser(recipe, roles), make_schedule(recipe.optimiser, recipe.steps)
@@ -212,6 +214,8 @@ def _metrics(sums: Metrics, weight: Array, grad_norm: Array, rate: Array, state:
   metrics = {'loss': means.pop('total'), **means, 'grad_norm': grad_norm, 'rate': rate}
   metrics |= {'skipped': state.skipped, 'skipped_in_a_row': state.skipped_in_a_row}
   metrics |= {name: sums[name] for name in ('lost', 'tokens', 'weight') if name in sums}
+  if 'lost' in sums:
+    metrics['lost_share'] = sums['lost'].astype(jnp.float32) / jnp.maximum(sums['routed'], 1)
   for i, kind in enumerate(KINDS):
     metrics[f'weight/{kind}'] = sums['weight_by_kind'][i]
     metrics[f'cross_entropy/{kind}'] = sums['loss_by_kind'][i] / jnp.maximum(sums['weight_by_kind'][i], 1e-9)

@@ -1,10 +1,14 @@
-"""Batches wait ahead of need: in order, no more than asked for, with errors in their turn."""
+"""Batches wait ahead of need, in order, with errors in their turn; a mesh that would repeat work is refused."""
 
 import threading
 import time
 
 import pytest
-from qwen3_omni_jax.train.feed import Prefetch
+from qwen3_omni_jax.train.config import read
+from qwen3_omni_jax.train.feed import Prefetch, check_shared_out
+from qwen3_omni_jax.train.run_config import Run
+
+from qwen3_omni_jax.sharding import make_mesh
 
 
 def counting(made: list, stop_at: int = 100, error: Exception | None = None):
@@ -46,3 +50,34 @@ def test_closing_ends_the_thread_also_when_the_body_fails():
     next(items)
     raise ZeroDivisionError
   assert threading.active_count() == before and list(items) == []
+
+
+@pytest.mark.parametrize(
+  ('rows', 'length', 'lanes', 'complaint'),
+  [
+    (2, 64, 2, '2 rows of 64 tokens on a mesh of fsdp=2 expert=2 context=2: each is computed by 2 devices'),
+    (3, 64, 3, 'by 4 devices, all the same. Make data.rows a multiple of 4, data.length a multiple of 2'),
+    (4, 63, 4, 'by 2 devices'),
+    (3, 63, 3, 'by 8 devices'),
+    (8, 64, 2, '2 lanes on a mesh of .* make data.lanes a multiple of 4'),
+  ],
+)
+def test_work_that_devices_would_repeat_is_refused_with_the_factor(rows, length, lanes, complaint):
+  with pytest.raises(ValueError, match=complaint):
+    check_shared_out(rows, length, lanes, make_mesh({'fsdp': 2, 'expert': 2, 'context': 2}))
+
+
+def test_rows_that_all_devices_share_are_accepted():
+  mesh = make_mesh({'fsdp': 2, 'expert': 2, 'context': 2})
+  check_shared_out(8, 64, 4, mesh)
+  check_shared_out(4, 64, None, mesh)
+  check_shared_out(1, 63, 1, make_mesh({}))
+
+
+def test_a_run_is_refused_before_its_weights_are_read(tmp_path, tiny_folder, monkeypatch):
+  from qwen3_omni_jax.train import run as run_module
+
+  monkeypatch.setattr(run_module, 'load_params', None)
+  settings = [f'model={tiny_folder}', f'out={tmp_path / "out"}', 'mesh=fsdp', 'data={rows: 2, sources: [{path: none.jsonl}]}']
+  with pytest.raises(ValueError, match='2 rows .* by 8 devices'):
+    run_module.train(read(Run, None, [*settings, 'parts=[{pattern: thinker/norm, lr: 1e-3}]']))

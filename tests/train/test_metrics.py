@@ -70,3 +70,12 @@ def test_lines_of_steps_done_again_and_half_lines_are_forgotten(tmp_path):
   steps = [json.loads(text) for text in file.read_text().splitlines()]
   assert [step['step'] for step in steps] == [1, 2, 2, 3] and steps[-1]['ids'] == [['chat', 'a'], ['chat', 'b']]
   assert [json.loads(text)['step'] for text in other.read_text().splitlines()] == [1]
+
+
+def test_lost_pairs_are_told_at_every_step_from_a_share_on(tmp_path, capsys):
+  log = metrics(tmp_path, every=100)
+  for step, share in ((1, 9e-4), (2, 2e-3)):
+    log.step(step, values(1.0) | {'lost_share': jnp.float32(share)}, STATS)
+  log.close()
+  (warning,) = capsys.readouterr().err.splitlines()
+  assert warning.startswith('WARNING step 2: 0.20% of the pairs of token and expert found no room; raise step.buffer')
