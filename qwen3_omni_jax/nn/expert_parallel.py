@@ -66,7 +66,15 @@ def expert_parallel(
     method = functools.partial(METHODS[name], shards=shards, buffer=dispatch.buffer)
   everywhere = (*rows, *((length,) if length else ()))
 
+  cut = _expert_specs(experts)
+  if mesh.shape['fsdp'] > 1:
+    # One layer is gathered. Without its own sharding said here, the compiler gathers the whole stack, and that for every layer.
+    experts = Experts.of_layer(experts.all())
+    cut = _expert_specs(experts, mesh.shape['fsdp'])
+    experts = jax.lax.with_sharding_constraint(experts, cut)
+
   def local(x, experts_of, weights, experts):
+    experts = jax.tree.map(_gather_fsdp, experts, cut)
     flat = lambda a: a.reshape(-1, a.shape[-1])
     balanced = math.prod(experts_of.shape) // (1 if AXIS in rows else shards)  # pairs for this device if all get as many
     compute = lambda rows, expert: run_experts(rows, expert, experts, dispatch.form, balanced)
@@ -75,23 +83,25 @@ def expert_parallel(
       y = jax.lax.psum(y, 'tensor')  # each device did a part of the experts' hidden width
     return y.reshape(x.shape), jax.lax.psum(lost, everywhere) if everywhere else lost
 
-  if mesh.shape['fsdp'] > 1:
-    # One layer is gathered. Without its own sharding said here, the compiler gathers the whole stack, and that for every layer.
-    experts = Experts.of_layer(experts.all())
-    experts = jax.lax.with_sharding_constraint(experts, _expert_specs(experts, 'fsdp'))
-  specs = _expert_specs(experts)
   run = jax.shard_map(
     local,
-    in_specs=(tokens, tokens, tokens, specs),
+    in_specs=(tokens, tokens, tokens, cut),
     out_specs=(tokens, PartitionSpec()),
     check_vma=False,
   )
   return run(x, routing.experts, routing.weights, experts)
 
 
-def _expert_specs(experts: Experts, embed: str | None = None) -> Experts:
-  """How the arrays are cut: by expert, the hidden width over `tensor`, and the other over `embed`. Scales of int8 have size 1
-  where summed over."""
+def _gather_fsdp(w: Array, cut: PartitionSpec) -> Array:
+  """A weight whole along the dimension that is cut over fsdp. Backward, this scatters the sum of gradients over the same devices;
+  where the compiler gathers, it may give each of them the whole sum first."""
+  axis = next((i for i, name in enumerate(cut) if name == 'fsdp'), None)
+  return w if axis is None else jax.lax.all_gather(w, 'fsdp', axis=axis, tiled=True)
+
+
+def _expert_specs(experts: Experts, fsdp: int = 1) -> Experts:
+  """How the arrays are cut: by expert, the hidden width over `tensor`, and the other over that many devices of `fsdp`, where they
+  divide it (not the rank of LoRA). Scales of int8 have size 1 where summed over."""
   stacked = experts.layer is not None
   first = (None, AXIS) if stacked else (AXIS,)
 
@@ -102,7 +112,8 @@ def _expert_specs(experts: Experts, embed: str | None = None) -> Experts:
       return weight.replace(base=cut(weight.base, width), a=a, b=b)
 
     def spec(w):
-      named = {width: 'tensor', -3 - width: embed}
+      other = 'fsdp' if fsdp > 1 and w.shape[-3 - width] % fsdp == 0 else None
+      named = {width: 'tensor', -3 - width: other}
       return PartitionSpec(*first, *(named[axis] if w.shape[axis] > 1 else None for axis in (-2, -1)))
 
     return jax.tree.map(spec, weight)

@@ -53,9 +53,10 @@ def collectives(hlo: str, axes: Mapping[str, int]) -> dict[str, dict[str, float]
         group, along = _groups(line, axes)
         channel = re.search(r'channel_id=(\d+)', line)
         key = channel[1] if channel and channel[1] != '1' else (name, number)
-        size = times[name] * _received(found, group, _operand(found, lines))
+        scattered = found['kind'] == 'all-reduce' and _scattered(line, lines)
+        size = times[name] * _received(found, group, _operand(found, lines)) / (2 if scattered else 1)
         if group > 1 and size > sent.get(key, ('', '', 0.0))[2]:
-          sent[key] = found['kind'], along, size
+          sent[key] = 'reduce-scatter' if scattered else found['kind'], along, size
   totals: dict[str, dict[str, float]] = {}
   for kind, along, size in sent.values():
     totals.setdefault(kind, {}).setdefault(along, 0.0)
@@ -105,6 +106,13 @@ def _callers_first(bodies: Mapping[str, list[str]], entry: str) -> list[str]:
 
   visit(entry)
   return order[::-1]
+
+
+def _scattered(line: str, lines: list[str]) -> bool:
+  """Whether a computation does nothing with an all-reduce but give each device its part: so libtpu writes a reduce-scatter, as a
+  fusion named all-reduce-scatter."""
+  name = line.split(' = ')[0].split()[-1]
+  return any('ROOT' in text and f' dynamic-slice({name},' in text for text in lines)
 
 
 def _operand(found: re.Match, lines: list[str]) -> str:

@@ -189,3 +189,7 @@ def test_a_layers_weights_are_gathered_never_the_whole_stack(stacked):
     hlo = jax.jit(jax.value_and_grad(loss)).lower(params, x).compile().as_text()
   gathered = re.findall(r'f32\[([\d,]+)\]\S* all-gather\(', hlo)
   assert gathered and not [dims for dims in gathered if dims.startswith('5,')]
+  if not stacked:  # its gradients come back in parts: no device is given a whole sum
+    reduced = re.findall(r'f32\[([\d,]+)\]\S* all-reduce\(', hlo)
+    assert not [dims for dims in reduced if dims.count(',') > 1 and {str(D), str(F)} <= set(dims.split(','))], reduced
+    assert re.findall(rf'f32\[{E // 4},{D // 2},{F}\]\S* reduce-scatter\(', hlo)

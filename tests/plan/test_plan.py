@@ -110,6 +110,11 @@ def test_collectives_are_counted_by_kind_axis_and_turn_of_loop():
   %r = f32[16]{0} reduce-scatter(%y), channel_id=2, replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%sum
 }
 
+%all-reduce-scatter.1 (p: bf16[64,32]) -> bf16[16,32] {
+  %all-reduce.7 = bf16[64,32]{1,0} all-reduce(%input), channel_id=6, replica_groups=[2,4]<=[8], to_apply=%sum
+  ROOT %part = bf16[16,32]{1,0} dynamic-slice(%all-reduce.7, %place, %zero), dynamic_slice_sizes={16,32}
+}
+
 %cond (p: f32[8]) -> pred[] {
   %limit = s32[] constant(48)
   ROOT %lt = pred[] compare(%i, %limit), direction=LT
@@ -118,12 +123,13 @@ def test_collectives_are_counted_by_kind_axis_and_turn_of_loop():
 ENTRY %main (p: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]) while(%t), condition=%cond, body=%body
   %a = f32[100]{0} all-reduce(%z), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'a','b'}, to_apply=%sum
+  %f = bf16[16,32]{1,0} fusion(%grad), kind=kCustom, calls=%all-reduce-scatter.1
   %e = ((bf16[32,8]{1,0}, bf16[512,8]{1,0}), bf16[512,8]{1,0}) ragged-all-to-all-start(%q), channel_id=4, replica_groups={{0,1,2,3},{4,5,6,7}}
 }
 """  # noqa: E501
   assert collectives(hlo, {'data': 2, 'expert': 4}) == {
     'all-gather': {'expert': 48 * 64 * 32 * 2 * 3 / 4},
-    'reduce-scatter': {'data': 48 * 16 * 4 * 1.0},
+    'reduce-scatter': {'data': 48 * 16 * 4 * 1.0, 'expert': 64 * 32 * 2 * 3 / 4},
     'all-reduce': {'data+expert': 2 * 400 * 7 / 8},
     'ragged-all-to-all': {'expert': (1 + 2 * 48) * 32 * 8 * 2 * 3 / 4},  # channel 1 is no one's own
   }
