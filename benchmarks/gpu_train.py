@@ -27,9 +27,8 @@ def _steps(layers: int, lora: bool = False, media: bool = False, accumulate: int
   import jax
   import jax.numpy as jnp
   import numpy as np
-  from qwen3_omni_jax.train.config import Recipe, Step, read
-  from qwen3_omni_jax.train.run_config import Run
-  from qwen3_omni_jax.train.stages import Part
+  from qwen3_omni_jax.train.config import Part, Recipe, Run, Step
+  from qwen3_omni_jax.train.config_file import read
   from qwen3_omni_jax.train.state import PARTS, assign_roles, init_state
   from qwen3_omni_jax.train.step import compiled_step
   from qwen3_omni_jax.train.utilisation import peak, step_flops

@@ -42,8 +42,7 @@ def beside(folder: pathlib.Path, remat: str, repeats: int) -> dict:
   import jax
   import torch
   from qwen3_omni_jax.train.batch import TrainBatch
-  from qwen3_omni_jax.train.config import Recipe, Step
-  from qwen3_omni_jax.train.stages import Part
+  from qwen3_omni_jax.train.config import Part, Recipe, Step
   from qwen3_omni_jax.train.state import assign_roles, flatten
   from qwen3_omni_jax.train.step import loss_sums
 
@@ -96,9 +95,9 @@ def beside(folder: pathlib.Path, remat: str, repeats: int) -> dict:
 
 def idle(folder: pathlib.Path) -> dict:
   """What steps of a run waited for data, of all their time; the first two steps, which compile, left out."""
-  from qwen3_omni_jax.train.config import read
+  from qwen3_omni_jax.train.config import Run
+  from qwen3_omni_jax.train.config_file import read
   from qwen3_omni_jax.train.run import train
-  from qwen3_omni_jax.train.run_config import Run
 
   from tests.train.records import write_records
 

@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _job(args: argparse.Namespace, topology: Topology):
   """The Job that is asked for. Raises ValueError for options of another kind of job."""
-  from qwen3_omni_jax.train.config import read
+  from qwen3_omni_jax.train.config import Run
+  from qwen3_omni_jax.train.config_file import read
   from qwen3_omni_jax.train.geometry import resolve
-  from qwen3_omni_jax.train.run_config import Run
 
   from qwen3_omni_jax.plan.job import Job
   from qwen3_omni_jax.sharding import mesh_shape

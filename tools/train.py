@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   import yaml
 
-  from ..train.config import read, to_data
-  from ..train.run_config import Run
+  from ..train.config import Run
+  from ..train.config_file import read, to_data
 
   configuration = read(Run, args.config, args.overrides)
   if args.show:

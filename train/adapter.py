@@ -19,7 +19,7 @@ from qwen3_omni_jax.weights.safetensors import as_bytes, plan_shards
 from qwen3_omni_jax.weights.spelling import memory_name
 from qwen3_omni_jax.weights.table import Tensor, published
 
-from .stages import LoraPart
+from .config import LoraPart
 from .state import LORA
 
 _VERSION = '0.19.1'  # of PEFT: the first that reads a packed pair as it is written here

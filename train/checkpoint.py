@@ -27,7 +27,8 @@ from qwen3_omni_jax.weights.originals import small_files
 
 from .agreement import Outcome, agree_over_processes, merge_over_processes
 from .checkpoint_items import Leaves, changes, from_items, plan_restore, to_items
-from .config import Recipe, to_data
+from .config import Recipe
+from .config_file import to_data
 from .optimiser import moments_by_name
 from .state import Roles, TrainState, build_optimiser, flatten, unflatten
 

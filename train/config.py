@@ -1,22 +1,39 @@
-"""Configuration of a run: frozen dataclasses, read from a YAML file and `key=value` overrides.
+"""The configuration of a run, as in the files of configs/train: every option, its default and what it means.
 
-An unknown key is an error, with the key that was probably meant. `extends: other.yaml` starts from another file.
+`config_file` reads it. What is made of it is elsewhere: sizes of a batch in `geometry`, trainable parameters in `stages`,
+schedules in `optimiser`.
 """
 
 import dataclasses
-import difflib
-import importlib.resources
-import pathlib
-import types
-import typing
-from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import yaml
+from qwen3_omni_jax.media.processor import Media
 
-from .stages import LoraPart, Part
+Form = Literal['chat', 'document']
 
-T = TypeVar('T')
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A group of parameters. lr: highest learning rate; 0 freezes. weight_decay: of matrices (norms and biases have none), per
+  unit of learning rate, as in AdamW. schedule, warmup, final, decay: of this part; None takes the optimiser's."""
+
+  pattern: str
+  lr: float
+  weight_decay: float = 0.0
+  schedule: Literal['cosine', 'linear', 'constant', 'wsd'] | None = None
+  warmup: int | None = None
+  final: float | None = None
+  decay: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraPart:
+  """Matrices that get a low-rank change B A * alpha / rank, itself trained in place of them."""
+
+  pattern: str
+  rank: int = 16
+  alpha: float = 32.0
+  lr: float = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,138 +96,221 @@ class Recipe:
   step: Step = Step()
 
 
-def from_data(cls: type[T], data: Any, where: str = '') -> T:
-  """An instance of a dataclass from plain data. Raises ValueError listing every unknown key and every value that does not fit."""
-  problems: list[str] = []
-  built: Any = _convert(cls, data, where, problems)
-  if problems:
-    raise ValueError('\n  '.join([f'{len(problems)} mistakes in the configuration:', *problems]))
-  return built
+@dataclasses.dataclass(frozen=True)
+class WeightAt:
+  """A point of a schedule: the weight that a source has once the run has read so many tokens, all sources and lanes together."""
+
+  tokens: float
+  weight: float
 
 
-def _convert(kind, value, where: str, problems: list[str]):
-  origin, inner = typing.get_origin(kind), typing.get_args(kind)
-  if dataclasses.is_dataclass(kind):
-    return _convert_object(kind, value, where, problems)
-  if origin in (typing.Union, types.UnionType):
-    if value is None and type(None) in inner:
-      return None
-    return _convert(next(k for k in inner if k is not type(None)), value, where, problems)
-  if origin is tuple:
-    if not isinstance(value, (list, tuple)):
-      return _add_problem(where, 'a list', value, problems)
-    return tuple(_convert(inner[0], item, f'{where}[{i}]', problems) for i, item in enumerate(value))
-  if origin is dict:
-    if not isinstance(value, dict):
-      return _add_problem(where, 'an object', value, problems)
-    return {str(key): _convert(inner[1], item, f'{where}.{key}', problems) for key, item in value.items()}
-  if origin is typing.Literal:
-    return value if value in inner else _add_problem(where, f'one of {", ".join(inner)}', value, problems)
-  if kind is Any:
-    return value
-  if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a word
-    try:
-      return float(value)
-    except ValueError:
-      pass
-  fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
-  return kind(value) if fits else _add_problem(where, kind.__name__, value, problems)
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+  """Records of one kind. path: a file or a pattern with *; the ending says the format.
 
-
-def _convert_object(cls, data, where: str, problems: list[str]):
-  if dataclasses.is_dataclass(data):
-    return data
-  if not isinstance(data, dict):
-    return _add_problem(where or cls.__name__, 'an object', data, problems)
-  hints, fields = typing.get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
-  dotted = f'{where}.' if where else ''
-  values = {}
-  for key, value in data.items():
-    if key not in fields:
-      close = difflib.get_close_matches(str(key), fields, 1)
-      hint = f"; did you mean '{close[0]}'?" if close else f'; known: {", ".join(fields)}'
-      problems.append(f'{dotted}{key}: unknown{hint}')
-    else:
-      values[key] = _convert(hints[key], value, dotted + str(key), problems)
-  needed = (f for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
-  missing = [f.name for f in needed if f.name not in values]
-  problems += [f'{dotted}{name}: missing, and it has no default' for name in missing]
-  return None if missing else cls(**values)
-
-
-def _add_problem(where: str, expected: str, value, problems: list[str]) -> None:
-  problems.append(f'{where}: expected {expected}, found {str(value)[:80]!r}')
-
-
-def read(cls: type[T], file: str | pathlib.Path | None, overrides: Sequence[str] = ()) -> T:
-  """An instance of cls from a file and then from overrides such as `optimiser.name=muon` (values in YAML).
-
-  file: a path, or the name of one that comes with the package (`s2_general`). A string `extends` in it names a file to start
-  from, in its own folder.
+  weight: share of the tokens (those of media included), relative to the other sources'. schedule: weights at points, linear
+  between them and constant outside, in place of weight. All sources have one of the two or none has; without, every record counts
+  alike. epochs: how often a source with a share may be read at most; then the others take its place. form: 'chat' or 'document'.
+  media_root: media paths are relative to it and must lie in it; default the file's folder. fps, audio_in_video: for videos,
+  where a record says nothing. thinking: learn <think> … </think> too. ignore: keys of the records to pass over.
   """
-  data = {} if file is None else _load(_find(file))
-  for item in overrides:
-    key, equals, text = item.partition('=')
-    if not equals:
-      raise ValueError(f'{item!r}: expected key=value')
-    try:
-      value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-      raise ValueError(f'{item!r}: the value is not YAML ({str(error).splitlines()[0]})') from error
-    _set(data, key.split('.'), value, item)
-  return from_data(cls, data)
+
+  path: str = ''
+  name: str = ''
+  weight: float | None = None
+  schedule: tuple[WeightAt, ...] = ()
+  epochs: int | None = None
+  form: Form = 'chat'
+  media_root: str | None = None
+  fps: float | None = None
+  audio_in_video: bool = False
+  thinking: bool = True
+  ignore: tuple[str, ...] = ()
+
+  @property
+  def weighted(self) -> bool:
+    return self.weight is not None or bool(self.schedule)
+
+  def weight_at(self, tokens: float) -> float:
+    """Once the run has read so many tokens."""
+    if self.weight is not None:
+      return self.weight
+    points = self.schedule
+    after = next((i for i, point in enumerate(points) if point.tokens > tokens), len(points))
+    if after in (0, len(points)):
+      return points[min(after, len(points) - 1)].weight
+    a, b = points[after - 1], points[after]
+    return a.weight + (b.weight - a.weight) * (tokens - a.tokens) / (b.tokens - a.tokens)
+
+  def problems(self) -> list[str]:
+    found = []
+    if self.weight is not None and self.schedule:
+      found.append(f'{self.path}: weight and schedule; give one of the two')
+    if self.weight is not None and self.weight <= 0:
+      found.append(f'weight {self.weight} of {self.path}: expected a number above 0')
+    points = [point.tokens for point in self.schedule]
+    if self.schedule and (points != sorted(points) or any(p.weight < 0 for p in self.schedule) or self.schedule[-1].weight == 0):
+      found.append(f'schedule of {self.path}: expected rising tokens and weights of at least 0, the last one above 0')
+    if self.epochs is not None and self.epochs < 1:
+      found.append(f'epochs {self.epochs} of {self.path}: expected at least 1')
+    if self.epochs is not None and not self.weighted:
+      found.append(f'epochs of {self.path}: for a source with a weight')
+    return found
 
 
-def _find(file: str | pathlib.Path) -> pathlib.Path:
-  path = pathlib.Path(file)
-  if path.is_file():
-    return path
-  own = pathlib.Path(str(importlib.resources.files('qwen3_omni_jax.configs'))) / 'train'
-  if (own / f'{path.name}.yaml').is_file() and path.parent == pathlib.Path():
-    return own / f'{path.name}.yaml'
-  names = ', '.join(sorted(p.stem for p in own.glob('*.yaml')))
-  raise ValueError(f'{file}: no such file, nor a configuration that comes with the package ({names})')
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What is read and the one shape of every batch, over all processes.
+
+  rows × length: tokens of a batch. lanes: independent packers that the rows are dealt to, at least as many as processes; each
+  process must own the same number. audio_s: seconds of audio in a batch; visual_patches: patches of images and video frames in
+  a batch, in encoder rows of visual_row (no picture may have more). 0 for none of them. buffer: records a lane chooses from; a
+  larger one packs tighter and holds more decoded media. split_documents: cut documents longer than a row. epochs: end after so
+  many (one process; without weights); None: endless. max_bad: bad records at which the job stops, as a number or as a share
+  (below 1), over all processes; a share must be exceeded for certain. workers: decoding processes of this process; 0: `threads`
+  threads instead. restart: if the data are not those of the checkpoint, begin them; otherwise that is an error.
+  max_image_pixels, max_video_pixels: larger pictures (frames) are shrunk to it, as the processor shrinks to its own limit.
+  media: who chooses frames and sizes, 'processor' or 'utils' (docs/data.md).
+  per_device: rows, lanes, audio_s and visual_patches are for each device, or group of devices along the mesh axes context and
+  tensor; a run multiplies them by their number (train.geometry).
+  """
+
+  sources: tuple[SourceConfig, ...] = ()
+  rows: int = 1
+  length: int = 8192
+  lanes: int = 1
+  audio_s: int = 0
+  visual_patches: int = 0
+  visual_row: int = 1024
+  buffer: int = 64
+  seed: int = 0
+  shuffle: bool = True
+  epochs: int | None = None
+  split_documents: bool = True
+  max_bad: float = 0.01
+  workers: int = 0
+  threads: int = 8
+  prefetch_batches: int = 2
+  restart: bool = False
+  max_image_pixels: int | None = None
+  max_video_pixels: int | None = None
+  media: Media = 'processor'
+  per_device: bool = False
+
+  @property
+  def weighted(self) -> bool:
+    return any(source.weighted for source in self.sources)
+
+  def check_sources(self) -> None:
+    """Raises ValueError if nothing can be read with these sources, listing why."""
+    if problems := self._source_problems():
+      raise ValueError('data: ' + '; '.join(problems))
+
+  def _source_problems(self) -> list[str]:
+    if not self.sources:
+      return ['sources: none; give at least one']
+    problems = [problem for source in self.sources for problem in source.problems()]
+    if len({source.weighted for source in self.sources}) > 1:
+      problems.append('weights: some sources have one and some do not')
+    if self.weighted and self.epochs is not None:
+      problems.append('epochs: a mixture with weights has no end; give a number of steps, or epochs to its sources')
+    endless = [source for source in self.sources if source.epochs is None and source.weighted]
+    points = {0.0, *(point.tokens for source in self.sources for point in source.schedule)}
+    if self.weighted and (nothing := [at for at in sorted(points) if not any(source.weight_at(at) for source in endless)]):
+      problems.append(f'no source without epochs has a weight at {nothing[0]:g} tokens, so the mixture may end')
+    names = [source.name or source.path for source in self.sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+      problems.append(f'sources: {", ".join(twice)} twice; give them names')
+    return problems
 
 
-def _load(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict:
-  if path in above:
-    raise ValueError(f'{path}: extends itself')
-  try:
-    data = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-  except (yaml.YAMLError, UnicodeDecodeError) as error:
-    raise ValueError(f'{path}: not YAML ({error})') from error
-  if not isinstance(data, dict):
-    raise ValueError(f'{path}: expected keys and values, found {type(data).__name__}')
-  base = data.pop('extends', None)
-  if base is None:
-    return data
-  below = path.parent / base
-  if not below.is_file():
-    raise ValueError(f'{path}: extends {base}, which is not there')
-  return _merge(_load(below, (*above, path)), data)
+@dataclasses.dataclass(frozen=True)
+class Saving:
+  """every: steps between checkpoints; one more is written at the end. minutes: besides, so long after the last one. keep: newest
+  ones kept; keep_every: besides, those of steps that it divides; best: besides, so many of the lowest held-out loss (of those
+  saved at a step with an evaluation). rollback: after so many skipped steps in a row (step.spike, step.skip_nonfinite) go on from
+  the newest checkpoint with the data that follow; 0: never."""
+
+  every: int = 500
+  keep: int = 2
+  keep_every: int | None = None
+  minutes: float | None = None
+  best: int = 0
+  rollback: int = 0
 
 
-def _merge(base: dict, over: dict) -> dict:
-  """over's values in base; objects are merged, lists replaced."""
-  merged = dict(base)
-  for key, value in over.items():
-    both = isinstance(value, dict) and isinstance(base.get(key), dict)
-    merged[key] = _merge(base[key], value) if both else value
-  return merged
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  """every: steps between lines on the terminal. wandb: the project to log to. records: write the ids of the records of every
+  step. profile: the first of three steps to trace with jax's profiler (SIGUSR1 traces the next three at any time).
+  hang_s: seconds in one phase of a step after which every process says where it is; None: never."""
+
+  every: int = 10
+  tensorboard: bool = True
+  wandb: str | None = None
+  records: bool = False
+  profile: int | None = None
+  hang_s: float | None = 1800.0
 
 
-def _set(data: dict, keys: list[str], value, item: str) -> None:
-  for key in keys[:-1]:
-    data = data.setdefault(key, {})
-    if not isinstance(data, dict):
-      raise ValueError(f'{item!r}: {key} is not an object')
-  data[keys[-1]] = value
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Loss on held-out data every so many steps, over the first `batches` batches of them."""
+
+  data: DataConfig
+  every: int = 500
+  batches: int = 8
 
 
-def to_data(config) -> Any:
-  """Plain data, from which `from_data` makes the same config again."""
-  if dataclasses.is_dataclass(config):
-    return {f.name: to_data(getattr(config, f.name)) for f in dataclasses.fields(config)}
-  if isinstance(config, dict):
-    return {key: to_data(value) for key, value in config.items()}
-  return [to_data(item) for item in config] if isinstance(config, (list, tuple)) else config
+@dataclasses.dataclass(frozen=True)
+class Run(Recipe):
+  """model: a folder (converted or as published), a hub id, or the gs:// or s3:// URL of a converted folder. init: 'model' starts
+  from its weights, 'random' from random ones of its shape. out: the run's folder, or a gs:// URL; a run in it goes on. mesh: a
+  strategy of sharding.py or sizes of mesh axes; slices: of TPUs. export: a folder to write the result to in the published layout,
+  LoRA merged, with the model's other parts. export_weights: what is exported where averages are kept (step.ema): these, or the
+  raw weights."""
+
+  model: str = ''
+  out: str = ''
+  init: Literal['model', 'random'] = 'model'
+  mesh: str = 'fsdp'
+  slices: int = 1
+  seed: int = 0
+  data: DataConfig = DataConfig()
+  evaluate: Evaluation | None = None
+  save: Saving = Saving()
+  log: Logging = Logging()
+  export: str | None = None
+  export_weights: Literal['averaged', 'raw'] = 'averaged'
+
+  def check(self) -> None:
+    """Raises ValueError for what no run can do."""
+    problems = [f'{name}: missing' for name in ('model', 'out') if not getattr(self, name)]
+    problems += [
+      f'{name} {value}: expected at least 1'
+      for name, value in (
+        ('steps', self.steps),
+        ('save.every', self.save.every),
+        ('save.keep', self.save.keep),
+        ('log.every', self.log.every),
+        ('step.accumulate', self.step.accumulate),
+      )
+      if value < 1
+    ]
+    problems += [
+      f'{name} {value}: expected more than 0'
+      for name, value in (('save.minutes', self.save.minutes), ('log.hang_s', self.log.hang_s))
+      if value is not None and value <= 0
+    ]
+    if self.save.best and self.evaluate is None:
+      problems.append('save.best: there is no held-out loss; give evaluate, or leave it out')
+    if self.data.epochs is not None:
+      problems.append('data.epochs: a run has a number of steps; leave it out')
+    if '://' in self.out and not self.out.startswith('gs://'):
+      problems.append(f'out {self.out}: Orbax writes checkpoints to a file system or to gs://; mount the bucket, or use gs://')
+    if self.export is not None and '://' in self.model:
+      problems.append(
+        f'export: needs model on a local disk, found {self.model}; leave it out and export the last checkpoint later'
+      )
+    if problems:
+      raise ValueError('configuration: ' + '; '.join(problems))

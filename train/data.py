@@ -22,10 +22,11 @@ from qwen3_omni_jax.media.processor import Processor
 
 from .bad_records import check_bad
 from .batch import TrainBatch
-from .data_config import DataConfig, SourceConfig, WeightAt
+from .config import DataConfig, SourceConfig, WeightAt
 from .data_state import VERSION, Counts, LaneState, bad_and_read, fingerprint, merge_states, saved_lanes
 from .decode import Decoded, Decoder, decode_record
 from .fitting import Reader
+from .geometry import lane_shape
 from .lanes import Lane, Stream, Waiting
 from .mask import SpecialIds
 from .mixing import Mixture
@@ -58,7 +59,7 @@ class Loader:
   ):
     """indices: a folder for the indices of files (open_source)."""
     cfg.check_sources()
-    self.shape = cfg.lane_shape(processor.cfg)
+    self.shape = lane_shape(cfg, processor.cfg)
     if cfg.lanes % process_count:
       raise ValueError(f'data: lanes {cfg.lanes}: expected a multiple of the {process_count} processes')
     if cfg.epochs is not None and process_count > 1:
@@ -282,7 +283,7 @@ class _Streams:
 
 
 def _readers(cfg: DataConfig, sources: Sequence[Source], processor: Processor) -> list[Reader]:
-  special, shape = SpecialIds.of(processor.cfg, processor.tokenizer), cfg.lane_shape(processor.cfg)
+  special, shape = SpecialIds.of(processor.cfg, processor.tokenizer), lane_shape(cfg, processor.cfg)
   readers = []
   for source, files in zip(cfg.sources, sources, strict=True):
     own = copy.copy(processor)

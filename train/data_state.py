@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from .data_config import DataConfig
+from .config import DataConfig
 from .sources import Source
 
 log = logging.getLogger(__name__)

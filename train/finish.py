@@ -12,7 +12,7 @@ from qwen3_omni_jax.config import OmniConfig
 
 from .adapter import write_adapter
 from .agreement import run_on_first
-from .run_config import Run
+from .config import Run
 from .state import LORA, Roles, TrainState
 
 

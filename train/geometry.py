@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from qwen3_omni_jax.config import OmniConfig
+from qwen3_omni_jax.media.processor import MEDIA
 from qwen3_omni_jax.sharding import BATCH_AXES
 
-from .data_config import DataConfig
-from .run_config import Run
+from .config import DataConfig, Run
+from .room import LaneShape
 
 SIZES = ('rows', 'lanes', 'audio_s', 'visual_patches')  # of DataConfig, that are numbers per device with `per_device`
 
@@ -47,3 +49,33 @@ def _resolved(data: DataConfig, groups: int, begun: Mapping[str, Any] | None, na
         'choose a mesh whose axes data, fsdp and expert divide them, or begin a new run (out=…)'
       )
   return dataclasses.replace(data, per_device=False, **sizes)
+
+
+def lane_shape(data: DataConfig, cfg: OmniConfig) -> LaneShape:
+  """Room in one lane. Raises ValueError listing what does not go together."""
+  block = cfg.thinker.vision.spatial_merge_size**2
+  chunks = cfg.thinker.audio.chunks_per_window
+  audio_rows, visual_rows = -(-data.audio_s // chunks), -(-data.visual_patches // max(data.visual_row, 1))
+  lowest = dict.fromkeys(('rows', 'lanes', 'buffer', 'threads', 'prefetch_batches'), 1)
+  lowest |= {'length': 2, 'visual_row': block} | dict.fromkeys(('audio_s', 'visual_patches', 'workers', 'max_bad'), 0)
+  if data.per_device:
+    raise ValueError('data: sizes are per device (per_device); train.geometry.resolve makes them those of a batch')
+  problems = [
+    f'{name} {getattr(data, name)}: expected at least {low}' for name, low in lowest.items() if getattr(data, name) < low
+  ]
+  if data.media not in MEDIA:
+    problems.append(f'media {data.media!r}: expected {" or ".join(MEDIA)}')
+  if data.visual_row % block:
+    problems.append(f'visual_row {data.visual_row}: expected a multiple of {block}')
+  if data.lanes > 0 and data.rows % data.lanes:
+    problems.append(f'rows {data.rows}: expected a multiple of lanes {data.lanes}')
+  lanes = max(data.lanes, 1)
+  for name, number, unit in (
+    ('audio_s', audio_rows, f'{chunks} s'),
+    ('visual_patches', visual_rows, f'visual_row {data.visual_row}'),
+  ):
+    if number % lanes:
+      problems.append(f'{name} {getattr(data, name)} makes {number} encoder rows of {unit}: expected a multiple of lanes {lanes}')
+  if problems:
+    raise ValueError('data: ' + '; '.join(problems))
+  return LaneShape(data.rows // lanes, data.length, audio_rows // lanes, chunks, visual_rows // lanes, data.visual_row)

@@ -8,7 +8,7 @@ lane's own past alone: not on processes, threads or restarts.
 
 from collections.abc import Sequence
 
-from .data_config import SourceConfig
+from .config import SourceConfig
 
 
 class Mixture:

@@ -20,8 +20,7 @@ from optax import contrib
 from qwen3_omni_jax.nn.int8 import summed_axes
 from qwen3_omni_jax.nn.params import Param
 
-from .config import Optimiser
-from .stages import Part
+from .config import Optimiser, Part
 
 _MUON_RMS = 0.2  # of a step's entries, as Adam's are about; from "Muon is scalable for LLM training", section 2.2
 

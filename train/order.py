@@ -102,6 +102,6 @@ class GroupOrder(Order):
   def _records_of(self, epoch: int, window: int) -> np.ndarray:
     if self._window is None or self._window[0] != (epoch, window):
       own = self._pieces_of(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
-      records = np.concatenate([self.pieces.begins[i] + np.arange(self.pieces.sizes[i]) for i in own])
+      records = np.concatenate([self.pieces.begins[i] + np.arange(int(self.pieces.sizes[i])) for i in own])
       self._window = ((epoch, window), self._rng(epoch, self.lane, window + 1).permutation(records))
     return self._window[1]

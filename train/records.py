@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,9 @@ from qwen3_omni_jax.media.inputs import ModelInputs
 from qwen3_omni_jax.media.keys import KEYS, MAX_FRAMES, Kind, is_picture_list
 from qwen3_omni_jax.media.processor import Processor
 
+from .config import Form
 from .mask import SpecialIds, chat_mask, document_mask
 
-Form = Literal['chat', 'document']
 MEDIA: tuple[Kind, ...] = ('image', 'audio', 'video')
 _SOURCES = ('bytes', 'path', 'url')
 _PLACEHOLDER = re.compile(r'<(image|audio|video)>')

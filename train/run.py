@@ -30,14 +30,14 @@ from qwen3_omni_jax.weights.remote import is_url, located
 from .agreement import merge_over_processes
 from .batch import KINDS
 from .checkpoint import Checkpoints
-from .config import to_data
+from .config import Run
+from .config_file import to_data
 from .data import make_loader
 from .feed import Feed, Prefetch, check_shared_out, process_shard
 from .finish import finish_run
 from .geometry import resolve
 from .metrics import Metrics
 from .rollback import Rollback
-from .run_config import Run
 from .save_times import SaveTimes
 from .state import PARTS, Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings
 from .step import compiled_step, eval_sums

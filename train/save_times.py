@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from .agreement import merge_over_processes
-from .run_config import Saving
+from .config import Saving
 
 _MEASURED = 10  # steps of a run after which its first interval in minutes becomes one in steps
 

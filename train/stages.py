@@ -4,36 +4,12 @@ A path is the parameter's place in the tree, e.g. `audio/layers/attn/q/kernel` o
 part of the list whose pattern matches a path (from its beginning) decides; a parameter that none matches is frozen.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from qwen3_omni_jax.nn.params import Param
 
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """A group of parameters. lr: highest learning rate; 0 freezes. weight_decay: of matrices (norms and biases have none), per
-  unit of learning rate, as in AdamW. schedule, warmup, final, decay: of this part; None takes the optimiser's."""
-
-  pattern: str
-  lr: float
-  weight_decay: float = 0.0
-  schedule: Literal['cosine', 'linear', 'constant', 'wsd'] | None = None
-  warmup: int | None = None
-  final: float | None = None
-  decay: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraPart:
-  """Matrices that get a low-rank change B A * alpha / rank, itself trained in place of them."""
-
-  pattern: str
-  rank: int = 16
-  alpha: float = 32.0
-  lr: float = 1e-4
+from .config import LoraPart, Part
 
 
 def match_parts(params: Mapping[str, Param], parts: Sequence[Part]) -> dict[str, Part]:

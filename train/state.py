@@ -23,9 +23,9 @@ from qwen3_omni_jax.nn.params import Param, leaves
 from qwen3_omni_jax.shapes import Array, Float, Int, Params
 from qwen3_omni_jax.sharding import param_shardings, partition
 
-from .config import Recipe
+from .config import LoraPart, Part, Recipe
 from .optimiser import make_optimiser
-from .stages import LoraPart, Part, match_lora, match_parts
+from .stages import match_lora, match_parts
 
 PARTS = ('audio', 'vision', 'thinker')  # what training reads and writes; the Talker's parts stay where they are
 LORA = 'lora/'

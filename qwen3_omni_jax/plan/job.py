@@ -5,8 +5,9 @@ from typing import Any
 
 from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.flops import Work, forward_flops, train_flops
-from qwen3_omni_jax.train.config import to_data
-from qwen3_omni_jax.train.run_config import Run
+from qwen3_omni_jax.train.config import Run
+from qwen3_omni_jax.train.config_file import to_data
+from qwen3_omni_jax.train.geometry import lane_shape
 from qwen3_omni_jax.train.state import assign_roles
 from qwen3_omni_jax.train.utilisation import learning
 
@@ -64,7 +65,7 @@ def work_of(cfg: OmniConfig, job: Job) -> Work:
   lengths = [job.length] * job.batch
   if job.run is None:
     return Work.of_lengths(cfg, lengths, logits=job.batch)
-  shape, microbatches = job.run.data.lane_shape(cfg), job.run.step.accumulate
+  shape, microbatches = lane_shape(job.run.data, cfg), job.run.step.accumulate
   lanes = job.run.data.lanes
   windows = shape.audio_rows * lanes * (shape.chunks // cfg.thinker.audio.chunks_per_window)
   work = Work.of_lengths(

@@ -7,6 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.train.feed import global_shapes
+from qwen3_omni_jax.train.geometry import lane_shape
 from qwen3_omni_jax.train.packing import assemble_batch
 from qwen3_omni_jax.train.state import abstract_state, state_shardings
 from qwen3_omni_jax.train.step import batch_specs, make_step
@@ -19,7 +20,7 @@ def train_program(cfg: OmniConfig, job: Job, mesh) -> tuple[Any, tuple, dict[str
   run = job.run
   assert run is not None
   state = abstract_state(cfg, run, mesh)
-  lane = assemble_batch([(0, ())], run.data.lane_shape(cfg), cfg.thinker)
+  lane = assemble_batch([(0, ())], lane_shape(run.data, cfg), cfg.thinker)
   stacked = run.step.accumulate > 1
   batch = global_shapes([lane] * run.step.accumulate, run.data.lanes)
   place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))

@@ -82,9 +82,9 @@ def json_lines(file: pathlib.Path) -> list[dict]:
 def check_every_record_once(out: pathlib.Path, step: int) -> int:
   """Up to that step, of which there is a checkpoint, the run saw each record that its lanes took from their streams once, but for
   those that still wait to be packed. Returns how many it saw. Raises AssertionError."""
-  from qwen3_omni_jax.train.config import read
+  from qwen3_omni_jax.train.config import Run
+  from qwen3_omni_jax.train.config_file import read
   from qwen3_omni_jax.train.data import ExampleStream
-  from qwen3_omni_jax.train.run_config import Run
 
   from qwen3_omni_jax.media.processor import Processor
 

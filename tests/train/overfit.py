@@ -94,9 +94,9 @@ def _write_clip(path: pathlib.Path, first: np.ndarray, last: np.ndarray, sound: 
 
 def overfit(stage: str, model: pathlib.Path, folder: pathlib.Path, lr: float, steps: int, kinds: tuple[str, ...]) -> dict:
   """Trains a stage; returns what came of it. Raises AssertionError if something frozen changed."""
-  from qwen3_omni_jax.train.config import read
+  from qwen3_omni_jax.train.config import Run
+  from qwen3_omni_jax.train.config_file import read
   from qwen3_omni_jax.train.run import train
-  from qwen3_omni_jax.train.run_config import Run
   from qwen3_omni_jax.train.state import PARTS, flatten
 
   from qwen3_omni_jax.weights.load import load_params

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from orbax.checkpoint._src.path import gcs_utils
 from qwen3_omni_jax.train import metrics as metrics_module
-from qwen3_omni_jax.train.config import Optimiser, Step, read
+from qwen3_omni_jax.train.config import Optimiser, Run, Step
+from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.run import PREEMPTED, train
-from qwen3_omni_jax.train.run_config import Run
 
 from qwen3_omni_jax.weights import to_hf
 from qwen3_omni_jax.weights.opened import open_checkpoint

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from qwen3_omni_jax.train.config import read
+from qwen3_omni_jax.train.config import Run
+from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.data import ExampleStream
 from qwen3_omni_jax.train.fitting import level
-from qwen3_omni_jax.train.geometry import resolve
+from qwen3_omni_jax.train.geometry import lane_shape, resolve
 from qwen3_omni_jax.train.room import ExampleSize
-from qwen3_omni_jax.train.run_config import Run
 
 from qwen3_omni_jax.media.processor import Processor
 from tests.train.data_folder import write_jsonl
@@ -49,7 +49,7 @@ def example(folder, tiny_folder, stage: str, content: str, **media):
   found = ExampleStream(run.data, processor)[0]
   assert found.error is None, found.error
   (made,) = found.examples
-  ExampleSize.of(made, processor.cfg.thinker).check(run.data.lane_shape(processor.cfg))
+  ExampleSize.of(made, processor.cfg.thinker).check(lane_shape(run.data, processor.cfg))
   return made
 
 

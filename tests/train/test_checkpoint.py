@@ -14,9 +14,9 @@ from qwen3_omni_jax.train import checkpoint as checkpoint_module
 from qwen3_omni_jax.train.agreement import Outcome, agree
 from qwen3_omni_jax.train.checkpoint import Checkpoints, judge
 from qwen3_omni_jax.train.checkpoint_items import ConfigurationChanged, to_items
-from qwen3_omni_jax.train.config import Optimiser, Recipe, Step, to_data
+from qwen3_omni_jax.train.config import LoraPart, Optimiser, Part, Recipe, Step
+from qwen3_omni_jax.train.config_file import to_data
 from qwen3_omni_jax.train.optimiser import moments_by_name
-from qwen3_omni_jax.train.stages import LoraPart, Part
 from qwen3_omni_jax.train.state import abstract_state, assign_roles, init_state
 
 from qwen3_omni_jax.sharding import make_mesh

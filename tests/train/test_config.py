@@ -3,9 +3,8 @@
 import pathlib
 
 import pytest
-from qwen3_omni_jax.train.config import Optimiser, Recipe, from_data, read, to_data
-from qwen3_omni_jax.train.run_config import Run
-from qwen3_omni_jax.train.stages import LoraPart, Part
+from qwen3_omni_jax.train.config import LoraPart, Optimiser, Part, Recipe, Run
+from qwen3_omni_jax.train.config_file import from_data, read, to_data
 from qwen3_omni_jax.train.state import assign_roles
 
 from tests.train import batches

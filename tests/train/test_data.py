@@ -17,6 +17,7 @@ from qwen3_omni_jax.train import decode
 from qwen3_omni_jax.train.bad_records import too_many
 from qwen3_omni_jax.train.data import DataConfig, ExampleStream, Loader, SourceConfig, WeightAt, merge_states
 from qwen3_omni_jax.train.decode import decode_record
+from qwen3_omni_jax.train.geometry import lane_shape
 from qwen3_omni_jax.train.mixing import Mixture
 
 from qwen3_omni_jax.media.processor import Processor
@@ -403,4 +404,4 @@ def test_sizes_that_do_not_go_together_are_refused(processor, changes, complaint
   cfg = text_config(SourceConfig(path='a'), **changes)
   with pytest.raises(ValueError, match=complaint):
     cfg.check_sources()
-    cfg.lane_shape(processor.cfg)
+    lane_shape(cfg, processor.cfg)

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from qwen3_omni_jax.train import finish
 from qwen3_omni_jax.train import step as step_module
-from qwen3_omni_jax.train.config import Recipe, Step
-from qwen3_omni_jax.train.run_config import Run
-from qwen3_omni_jax.train.stages import LoraPart, Part
+from qwen3_omni_jax.train.config import LoraPart, Part, Recipe, Run, Step
 from qwen3_omni_jax.train.state import abstract_state, assign_roles, init_state
 
 from qwen3_omni_jax.sharding import make_mesh

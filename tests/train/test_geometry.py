@@ -4,9 +4,9 @@ import dataclasses
 import math
 
 import pytest
-from qwen3_omni_jax.train.config import read, to_data
-from qwen3_omni_jax.train.geometry import resolve, row_groups
-from qwen3_omni_jax.train.run_config import Run
+from qwen3_omni_jax.train.config import Run
+from qwen3_omni_jax.train.config_file import read, to_data
+from qwen3_omni_jax.train.geometry import lane_shape, resolve, row_groups
 
 from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.sharding import batch_axes, mesh_shape
@@ -38,7 +38,7 @@ def test_a_shipped_stage_fits_any_pod_and_no_device_repeats_the_work_of_another(
   for devices, slices in ((8, 1), (64, 1), (256, 1), (512, 2), (6144, 1)):
     mesh = mesh_shape(run.mesh, devices, slices)
     data = resolve(run, mesh).data
-    lane = data.lane_shape(cfg)
+    lane = lane_shape(data, cfg)
     lanes.add(lane)
     assert data.rows == data.lanes == row_groups(mesh) and data.rows * mesh.get('context', 1) == devices
     full = Sizes(dict.fromkeys(('data', 'fsdp', 'expert', 'tensor', 'context'), 1) | mesh)

@@ -9,9 +9,8 @@ import numpy as np
 import optax
 import pytest
 from optax.contrib import MuonDimensionNumbers, muon
-from qwen3_omni_jax.train.config import Optimiser, Recipe
+from qwen3_omni_jax.train.config import LoraPart, Optimiser, Part, Recipe
 from qwen3_omni_jax.train.optimiser import make_schedule, moments_by_name
-from qwen3_omni_jax.train.stages import LoraPart, Part
 from qwen3_omni_jax.train.state import assign_roles, build_optimiser
 from qwen3_omni_jax.train.step import update_ema
 

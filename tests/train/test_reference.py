@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from qwen3_omni_jax.tools.tiny import make_checkpoint
 from qwen3_omni_jax.train.batch import TrainBatch
-from qwen3_omni_jax.train.config import Loss, Recipe, Step
-from qwen3_omni_jax.train.stages import Part
+from qwen3_omni_jax.train.config import Loss, Part, Recipe, Step
 from qwen3_omni_jax.train.state import PARTS, assign_roles, flatten
 from qwen3_omni_jax.train.step import loss_sums
 

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import pytest
 from qwen3_omni_jax.train.adapter import write_adapter
-from qwen3_omni_jax.train.config import Optimiser, Recipe, Step, read
+from qwen3_omni_jax.train.config import Evaluation, LoraPart, Optimiser, Recipe, Run, Saving, Step
+from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.data import DataConfig, SourceConfig
 from qwen3_omni_jax.train.run import _profiler, _Requests, train
-from qwen3_omni_jax.train.run_config import Evaluation, Run, Saving
-from qwen3_omni_jax.train.stages import LoraPart
 from qwen3_omni_jax.train.state import assign_roles, flatten, merge_params
 
 from qwen3_omni_jax.config_json import load_config

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from qwen3_omni_jax.train import step as step_module
-from qwen3_omni_jax.train.config import Loss, Optimiser, Recipe, Step, read
+from qwen3_omni_jax.train.config import LoraPart, Loss, Optimiser, Part, Recipe, Run, Step
+from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.optimiser import moments_by_name
-from qwen3_omni_jax.train.run_config import Run
-from qwen3_omni_jax.train.stages import LoraPart, Part
 from qwen3_omni_jax.train.state import TrainState, abstract_state, assign_roles, flatten, init_state, unflatten
 from qwen3_omni_jax.train.step import batch_specs, compiled_step, compute_params, loss_sums, make_step, take_unless_bad
 

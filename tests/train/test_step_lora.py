@@ -5,8 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from qwen3_omni_jax.train.config import Optimiser
-from qwen3_omni_jax.train.stages import Part
+from qwen3_omni_jax.train.config import Optimiser, Part
 from qwen3_omni_jax.train.state import abstract_state, init_state
 from qwen3_omni_jax.train.step import compiled_step
 

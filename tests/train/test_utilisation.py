@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from qwen3_omni_jax.train.config import Recipe
-from qwen3_omni_jax.train.stages import LoraPart, Part
+from qwen3_omni_jax.train.config import LoraPart, Part, Recipe
 from qwen3_omni_jax.train.state import assign_roles
 from qwen3_omni_jax.train.utilisation import step_flops, work_of
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 from qwen3_omni_jax.train import save_times
 from qwen3_omni_jax.train.checkpoint import Restored
+from qwen3_omni_jax.train.config import Saving
 from qwen3_omni_jax.train.rollback import Rollback
-from qwen3_omni_jax.train.run_config import Saving
 from qwen3_omni_jax.train.save_times import SaveTimes
 from qwen3_omni_jax.train.state import TrainState
 from qwen3_omni_jax.train.watchdog import Watchdog

@@ -27,8 +27,8 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
   from qwen3_omni_jax.train import checkpoint as checkpoint_module
   from qwen3_omni_jax.train.agreement import merge_over_processes, run_on_first
   from qwen3_omni_jax.train.checkpoint import Checkpoints
-  from qwen3_omni_jax.train.config import Recipe, to_data
-  from qwen3_omni_jax.train.stages import Part
+  from qwen3_omni_jax.train.config import Part, Recipe
+  from qwen3_omni_jax.train.config_file import to_data
   from qwen3_omni_jax.train.state import abstract_state, assign_roles, init_state
 
   from qwen3_omni_jax.sharding import make_mesh

@@ -8,8 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from qwen3_omni_jax.train.adapter import write_adapter
-from qwen3_omni_jax.train.config import Recipe
-from qwen3_omni_jax.train.stages import LoraPart
+from qwen3_omni_jax.train.config import LoraPart, Recipe
 from qwen3_omni_jax.train.state import assign_roles
 
 from qwen3_omni_jax.weights.folder import open_folder

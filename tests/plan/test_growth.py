@@ -1,0 +1,50 @@
+"""The memory of a training step grows with the length of its rows, not with its square: by what the compilers say."""
+
+import dataclasses
+
+import jax
+import pytest
+from qwen3_omni_jax.train.config import Run
+from qwen3_omni_jax.train.config_file import read
+
+from qwen3_omni_jax.hardware import parse_topology
+from qwen3_omni_jax.plan.compiler import compile_program
+from qwen3_omni_jax.plan.job import Job
+from qwen3_omni_jax.plan.topology import tpu_mesh
+from qwen3_omni_jax.sharding import make_mesh
+from tests.train import batches
+
+pytestmark = pytest.mark.slow
+
+LENGTH = 8192
+
+
+def config(head_dim: int):
+  cfg = batches.config()
+  text = dataclasses.replace(cfg.thinker.text, head_dim=head_dim, num_hidden_layers=2)
+  vision = dataclasses.replace(cfg.thinker.vision, depth=2, deepstack_visual_indexes=(0,))
+  return dataclasses.replace(cfg, thinker=dataclasses.replace(cfg.thinker, text=text, vision=vision))
+
+
+def temporary_bytes(platform: str, head_dim: int, tokens: int, patches: int) -> int:
+  """Of a step on one row of so many tokens, and one encoder row of so many patches."""
+  sizes = {'length': tokens, 'visual_patches': patches, 'visual_row': max(patches, 4), 'audio_s': 0, 'rows': 1, 'lanes': 1}
+  run = read(Run, 's2_general', ['mesh=single', 'parts=[{pattern: ".*", lr: 1.0e-3}]', 'data.per_device=false'])
+  run = dataclasses.replace(run, data=dataclasses.replace(run.data, **sizes))
+  mesh = make_mesh({}, jax.devices('cpu')) if platform == 'cpu' else tpu_mesh(parse_topology('v5e:1x1'), 'single')
+  return compile_program(config(head_dim), Job.of_run(run), mesh).memory['temporary']
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+@pytest.mark.parametrize('head_dim', [128, 72], ids=['splash on a TPU', 'blocks everywhere'])
+def test_a_row_of_twice_the_tokens_takes_twice_the_memory(platform, head_dim):
+  one, two = (temporary_bytes(platform, head_dim, tokens, 0) for tokens in (LENGTH, 2 * LENGTH))
+  print(platform, head_dim, one / 2**20, two / 2**20)
+  assert two < 2.5 * one
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_a_picture_of_twice_the_patches_takes_twice_the_memory(platform):
+  one, two = (temporary_bytes(platform, 72, 256, patches) for patches in (LENGTH, 2 * LENGTH))
+  print(platform, one / 2**20, two / 2**20)
+  assert two < 2.5 * one
