@@ -36,7 +36,7 @@ def numbered(recipe: Recipe, step: int):
   state = init_state(None, batches.config(), recipe, make_mesh({}))
   mark = lambda tree: {path: jnp.full(p.shape, i + step / 8, p.dtype) for i, (path, p) in enumerate(tree.items())}
   leaves, structure = jax.tree.flatten(state.optimiser)
-  moments = jax.tree.unflatten(structure, [jnp.full(m.shape, i, m.dtype) for i, m in enumerate(leaves)])
+  moments = jax.tree.unflatten(structure, [jnp.full(m.shape, i, m.dtype) for i, m in enumerate(leaves, start=1)])
   ema = state.ema and mark(dict(reversed(state.ema.items())))
   return state.replace(step=jnp.int32(step), trainable=mark(state.trainable), optimiser=moments, ema=ema)
 
@@ -115,14 +115,14 @@ def test_moments_of_other_parameters_are_refused_and_begin_anew_on_request(saved
   assert_leaves_equal({MLP: found.state.ema[MLP]}, {MLP: found.state.trainable[MLP]})
 
 
-def test_counts_begin_anew_with_the_last_of_their_moments(saved):
+def test_counts_begin_anew_with_the_last_of_their_moments(saved, tmp_path):
   """A new Adam, or its bias correction would take zeros for the mean of many steps."""
   found = restore(saved, dataclasses.replace(AVERAGED, optimiser=Optimiser('muon', restart=True)))
   moments = moments_by_name(found.state.optimiser)
   assert moments['adam/count'] == moments_by_name(numbered(AVERAGED, 4).optimiser)['adam/count'] and moments['muon/count'] == 0
-  other = dataclasses.replace(RECIPE, parts=(Part(MLP, 1e-3),), optimiser=Optimiser(restart=True))
-  found = restore(saved, dataclasses.replace(other, lora=AVERAGED.lora, optimiser=Optimiser('adafactor', restart=True)))
-  assert all(not np.any(np.asarray(m)) for name, m in moments_by_name(found.state.optimiser).items() if name.endswith('count'))
+  save(tmp_path / 'alone', Recipe(parts=(Part(ATTN, 1e-3),)))
+  found = restore(tmp_path / 'alone', Recipe(parts=(Part(MLP, 1e-3),), optimiser=Optimiser(restart=True)))
+  assert all(not np.any(np.asarray(m)) for m in moments_by_name(found.state.optimiser).values())
 
 
 @pytest.mark.parametrize(
