@@ -6,6 +6,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_omni_jax.config import OmniConfig
+from qwen3_omni_jax.media.image import ImageSettings
 from qwen3_omni_jax.train.feed import global_shapes
 from qwen3_omni_jax.train.geometry import lane_shape
 from qwen3_omni_jax.train.packing import assemble_batch
@@ -20,7 +21,8 @@ def train_program(cfg: OmniConfig, job: Job, mesh) -> tuple[Any, tuple, dict[str
   run = job.run
   assert run is not None
   state = abstract_state(cfg, run, mesh)
-  lane = assemble_batch([(0, ())], lane_shape(run.data, cfg), cfg.thinker)
+  sources = tuple(source.name or source.path for source in run.data.sources)
+  lane = assemble_batch([(0, ())], lane_shape(run.data, cfg), cfg.thinker, ImageSettings(), sources)
   stacked = run.step.accumulate > 1
   batch = global_shapes([lane] * run.step.accumulate, run.data.lanes)
   place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))

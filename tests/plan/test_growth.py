@@ -16,7 +16,7 @@ from tests.train import batches
 
 pytestmark = pytest.mark.slow
 
-LENGTH = 8192
+LENGTH = 4096
 
 
 def config(head_dim: int):
