@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     print(yaml.safe_dump(json.loads(json.dumps(to_data(configuration))), sort_keys=False), end='')
     return 0
   devices.start(args.compile_cache, join=True)
+  from ..train.goodput import process_start
   from ..train.run import train
 
-  train(configuration)
+  train(configuration, began=process_start())
   return 0

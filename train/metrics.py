@@ -12,7 +12,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from . import goodput
 from .batch import KINDS
+from .goodput import Goodput
 from .lines import Lines
 from .utilisation import peak
 
@@ -25,10 +27,22 @@ class Metrics:
 
   With `records`, every other process writes the ids of its records to records-PROCESS.jsonl. Values are fetched one step late, so
   that the host does not wait for the devices. Lines are written every `every` steps, with checkpoints and evaluations: each write
-  to a mounted bucket copies the whole file.
+  to a mounted bucket copies the whole file. began: see Goodput.
+
+  time: where the time goes. Who works between steps says so (`time.spent`).
   """
 
-  def __init__(self, folder: epath.Path, steps: int, *, every: int, tensorboard: bool, wandb: str | None, records: bool):
+  def __init__(
+    self,
+    folder: epath.Path,
+    steps: int,
+    *,
+    every: int,
+    tensorboard: bool,
+    wandb: str | None,
+    records: bool,
+    began: float | None = None,
+  ):
     self.steps, self.every, self.records = steps, every, records
     self.is_writer = jax.process_index() == 0
     folder = epath.Path(folder)
@@ -36,7 +50,8 @@ class Metrics:
     self._lines = Lines(folder / (FILE if self.is_writer else f'records-{jax.process_index()}.jsonl'))
     self._pending: tuple[int, dict, dict[str, Any]] | None = None
     self._last_time = time.perf_counter()
-    self._seconds = {'input_s': 0.0, 'checkpoint_s': 0.0, 'evaluation_s': 0.0}
+    self.time = Goodput(folder / goodput.FILE if self.is_writer else None, began)
+    self._logged_s = dict(self.time.seconds)
     self._tensorboard = self._wandb = None
     self._peak = peak()
     if self.is_writer and tensorboard:
@@ -57,16 +72,14 @@ class Metrics:
 
   def resume(self, step: int) -> None:
     """Removes the lines of steps after this one, which are repeated."""
+    self.time.resume(step)
+    self._logged_s = dict(self.time.seconds)
     if not self.is_writer:
       return
     wanted = lambda line: 0 <= _logged_step(line) <= step
     self._lines.keep(wanted)
     for file in self._lines.file.parent.glob('records-*.jsonl'):  # also those of processes that are no more
       Lines(file).keep(wanted)
-
-  def add_time(self, what: str, seconds: float) -> None:
-    """Adds time not spent on steps. what: input_s, checkpoint_s or evaluation_s."""
-    self._seconds[what] += seconds
 
   def step(self, step: int, metrics: dict, stats: Sequence[dict[str, Any]]) -> None:
     """Metrics of a step that was just dispatched, and the loader's statistics of its batches."""
@@ -85,16 +98,20 @@ class Metrics:
     (step, metrics, input_stats), self._pending = self._pending, None
     values = {name: _plain(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
     self.skipped_in_a_row = int(values.get('skipped_in_a_row') or 0)
+    self.time.spent('step')
+    self.time.done(skipped=self.skipped_in_a_row > 0)
     now = time.perf_counter()
     seconds, self._last_time = now - self._last_time, now
-    other_seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
+    other_s = {f'{phase}_s': self.time.seconds[phase] - self._logged_s[phase] for phase in ('input', 'checkpoint', 'evaluation')}
+    self._logged_s = dict(self.time.seconds)
     for kind in KINDS:
       if not values.get(f'weight/{kind}'):
         values.pop(f'weight/{kind}', None)
         values.pop(f'cross_entropy/{kind}', None)
     for name in [name for name, value in values.items() if name.startswith('source/') and name.endswith('/weight') and not value]:
       values.pop(name.removesuffix('weight') + 'cross_entropy', None)
-    line = {'step': step, **values, 'step_s': seconds, 'tokens_per_s': values['tokens'] / seconds, **other_seconds, **input_stats}
+    line = {'step': step, **values, 'step_s': seconds, 'tokens_per_s': values['tokens'] / seconds, **other_s, **input_stats}
+    line |= self.time.scalars()
     if self._peak is not None:
       line['mfu'] = input_stats['flops'] / seconds / self._peak
     if not self.is_writer:
@@ -155,6 +172,7 @@ class Metrics:
       self._lines.add({'step': step, 'rollback': {'to': to}})
       self._lines.write()
     self.skipped_in_a_row = None
+    self.time.go_back(to)
 
   def close(self) -> None:
     self.write()

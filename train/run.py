@@ -36,6 +36,7 @@ from .data import make_loader
 from .feed import Feed, Prefetch, check_shared_out, process_shard
 from .finish import finish_run
 from .geometry import resolve
+from .goodput import Compiles
 from .metrics import Metrics
 from .rollback import Rollback
 from .save_times import SaveTimes
@@ -49,19 +50,22 @@ TRACED_STEPS = 3
 PREEMPTED = 75  # exit code of a run that SIGTERM ended before its last step (EX_TEMPFAIL): start it again
 
 
-def train(run: Run) -> TrainState:
+def train(run: Run, *, began: float | None = None) -> TrainState:
   """Trains until run.steps, or until SIGTERM; saves; exports if asked to. Returns the last state.
+
+  began: when the time of this run began, as time.time() has it (goodput.process_start); None: now.
 
   Raises ValueError for a configuration, model or data that cannot be trained with, before the first step; SystemExit(PREEMPTED)
   after SIGTERM with steps left.
   """
+  began = time.time() if began is None else began
   run.check()
   distributed.initialize()
   with located(run.model) as place:
-    return _train(run, place.folder)
+    return _train(run, place.folder, began)
 
 
-def _train(run: Run, model: pathlib.Path) -> TrainState:
+def _train(run: Run, model: pathlib.Path, began: float) -> TrainState:
   """model: the folder with its small files (and its weights, unless they are in a bucket)."""
   mesh = make_mesh(mesh_shape(run.mesh, jax.device_count(), run.slices), slices=run.slices)
   out = epath.Path(run.out)
@@ -96,7 +100,13 @@ def _train(run: Run, model: pathlib.Path) -> TrainState:
   step = compiled_step(cfg, run, mesh)
   evaluate = _evaluation(run, cfg, processor, mesh, shard, shards, out / 'index')
   metrics = Metrics(
-    out, run.steps, every=run.log.every, tensorboard=run.log.tensorboard, wandb=run.log.wandb, records=run.log.records
+    out,
+    run.steps,
+    every=run.log.every,
+    tensorboard=run.log.tensorboard,
+    wandb=run.log.wandb,
+    records=run.log.records,
+    began=began,
   )
   metrics.resume(done)
 
@@ -105,17 +115,17 @@ def _train(run: Run, model: pathlib.Path) -> TrainState:
 
   def save(loss: float | None) -> None:
     metrics.write()  # a run that is killed after the checkpoint does not repeat this step
-    started = time.perf_counter()
+    metrics.time.saved(done)
     checkpoints.save(state, roles, merge_over_processes(data_state, loader.merge), to_data(run), loss)
     times.saved(done)
-    metrics.add_time('checkpoint_s', time.perf_counter() - started)
+    metrics.time.spent('checkpoint')
 
   def evaluation(state: TrainState, step: int) -> float:
-    started = time.perf_counter()
+    metrics.flush()
     assert evaluate is not None
     losses = evaluate(state)
+    metrics.time.spent('evaluation')
     metrics.evaluation(step, losses)
-    metrics.add_time('evaluation_s', time.perf_counter() - started)
     return losses['loss']
 
   saved = done if data_state is not None else -1
@@ -125,24 +135,29 @@ def _train(run: Run, model: pathlib.Path) -> TrainState:
     _profiler(out, requests, run.log.profile) as profile,
     Watchdog(run.log.hang_s) as watchdog,
     Prefetch(feed) as batches,
+    Compiles() as compiles,
   ):
+    metrics.time.spent('restart')
     while done < run.steps:
-      started = time.perf_counter()
       watchdog.enter('input', done + 1)
       fed = next(batches)
-      metrics.add_time('input_s', time.perf_counter() - started)
+      metrics.time.spent('input')
       profile(done)
       watchdog.enter('computation', done + 1)
+      compiled = compiles.number
       state, values = step(state, fed.batch)
+      metrics.time.spent('compile' if compiles.number > compiled else 'step')
       done, data_state = done + 1, fed.data_state
       metrics.step(done, values, fed.stats)
       del fed  # its memory is the batch's that is put on the devices next
       if rollback.is_due(metrics.skipped_in_a_row):
+        metrics.flush()
         watchdog.enter('rollback', done)
         checkpoints.wait()
         counts = state.replace(trainable={}, optimiser=None, ema=None)
         del state
         state, to = rollback.go_back(counts)
+        metrics.time.spent('other')
         metrics.rollback(done, to)
         _print(f'step {done}: too many steps skipped in a row; going on with the parameters of step {to} and new data')
       stop = _stop_requested(requests, done)
@@ -164,6 +179,9 @@ def _train(run: Run, model: pathlib.Path) -> TrainState:
   if saved != done:
     save(None)
   checkpoints.close()
+  metrics.time.spent('checkpoint')
+  metrics.time.write()
+  _print(metrics.time.summary())
   if done < run.steps:
     _print(
       f'stopped by SIGTERM after step {done}, {time.perf_counter() - requests.at:.1f} s ago; saved: the same command goes on'

@@ -13,6 +13,7 @@ from qwen3_omni_jax.train.adapter import write_adapter
 from qwen3_omni_jax.train.config import Evaluation, LoraPart, Optimiser, Recipe, Run, Saving, Step
 from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.data import DataConfig, SourceConfig
+from qwen3_omni_jax.train.goodput import PHASES
 from qwen3_omni_jax.train.run import _profiler, _Requests, train
 from qwen3_omni_jax.train.state import assign_roles, flatten, merge_params
 
@@ -72,6 +73,11 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated(run, tmp_path
   evaluations = [line for line in json_lines(tmp_path / 'again/metrics.jsonl') if 'evaluation' in line]
   assert [line['step'] for line in evaluations] == [5, 6] and all(line['evaluation']['loss'] > 1 for line in evaluations)
   assert evaluations[0]['evaluation']['text'] == pytest.approx(evaluations[0]['evaluation']['loss'])
+  before, after = (json_lines(folder / 'metrics.jsonl') for folder in (pathlib.Path(run.out), tmp_path / 'again'))
+  last = [line for line in after if 'loss' in line][-1]
+  assert before[-1]['lost_steps'] == 0 and last['lost_steps'] == 2  # 5 and 6 were done again
+  assert last['time/compile'] > before[-1]['time/compile'] > 0 and last['time/lost'] > 0 and last['time/evaluation'] > 0
+  assert last['goodput'] == pytest.approx(last['time/step'] / sum(last[f'time/{phase}'] for phase in PHASES), rel=1e-2)
 
 
 def test_a_complete_run_started_again_says_so_and_changes_nothing(run, capsys):
