@@ -242,7 +242,7 @@ class Saving:
 @dataclasses.dataclass(frozen=True)
 class Logging:
   """every: steps between lines on the terminal. wandb: the project to log to. records: write the ids of the records of every
-  step. profile: the first of three steps to trace with jax's profiler (SIGUSR1 traces the next three at any time).
+  step. profile: after which step to trace three with jax's profiler, in all processes (SIGUSR1 to one does so at any time).
   hang_s: seconds in one phase of a step after which every process says where it is; None: never."""
 
   every: int = 10
@@ -302,6 +302,8 @@ class Run(Recipe):
       for name, value in (('save.minutes', self.save.minutes), ('log.hang_s', self.log.hang_s))
       if value is not None and value <= 0
     ]
+    if self.log.profile is not None and not 0 <= self.log.profile < self.steps:
+      problems.append(f'log.profile {self.log.profile}: expected a step that others follow, 0 to {self.steps - 1}')
     if self.save.best and self.evaluate is None:
       problems.append('save.best: there is no held-out loss; give evaluate, or leave it out')
     if self.data.epochs is not None:

@@ -38,6 +38,7 @@ from .finish import finish_run
 from .geometry import resolve
 from .goodput import Compiles
 from .metrics import Metrics
+from .profiler import Profiler
 from .rollback import Rollback
 from .save_times import SaveTimes
 from .state import PARTS, Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings
@@ -46,7 +47,6 @@ from .utilisation import step_flops
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-TRACED_STEPS = 3
 PREEMPTED = 75  # exit code of a run that SIGTERM ended before its last step (EX_TEMPFAIL): start it again
 
 
@@ -132,7 +132,7 @@ def _train(run: Run, model: pathlib.Path, began: float) -> TrainState:
   data_state = loader.get_state()  # of the batches trained on; more of them wait on the devices
   with (
     _handle_signals() as requests,
-    _profiler(out, requests, run.log.profile) as profile,
+    Profiler(_profile_folder(out), run.log.profile) as profile,
     Watchdog(run.log.hang_s) as watchdog,
     Prefetch(feed) as batches,
     Compiles() as compiles,
@@ -142,7 +142,8 @@ def _train(run: Run, model: pathlib.Path, began: float) -> TrainState:
       watchdog.enter('input', done + 1)
       fed = next(batches)
       metrics.time.spent('input')
-      profile(done)
+      asked, requests.trace = requests.trace, False
+      profile(done, asked)
       watchdog.enter('computation', done + 1)
       compiled = compiles.number
       state, values = step(state, fed.batch)
@@ -262,7 +263,7 @@ class _Requests:
 
 @contextlib.contextmanager
 def _handle_signals() -> Iterator[_Requests]:
-  """SIGTERM: save and end after this step. SIGUSR1: trace the next steps.
+  """SIGTERM: save and end after this step. SIGUSR1: trace some steps.
 
   Of several processes, jax's preemption service has had SIGTERM since they joined (see _stop_requested).
   """
@@ -300,29 +301,9 @@ def _stop_requested(requests: _Requests, step: int) -> bool:
   return requests.stop
 
 
-@contextlib.contextmanager
-def _profiler(out: epath.Path, requests: _Requests, at: int | None):
-  """profile(step), called before each step: traces TRACED_STEPS steps from step `at` on, and when SIGUSR1 requests it."""
-  until: list[int] = []
-  place = (
-    pathlib.Path(tempfile.gettempdir(), f'{out.name}-profile') if is_url(str(out)) else out / 'profile'
-  )  # jax writes to disks
-
-  def profile(step: int) -> None:
-    if until and step >= until[0]:
-      jax.profiler.stop_trace()
-      until.clear()
-      _print(f'{place}: trace of {TRACED_STEPS} steps')
-    trace_now, requests.trace = requests.trace or step == at, False
-    if trace_now and not until:
-      jax.profiler.start_trace(str(place))
-      until.append(step + TRACED_STEPS)
-
-  try:
-    yield profile
-  finally:
-    if until:
-      jax.profiler.stop_trace()
+def _profile_folder(out: epath.Path) -> pathlib.Path:
+  """jax writes traces to disks alone."""
+  return pathlib.Path(tempfile.gettempdir(), f'{out.name}-profile') if is_url(str(out)) else pathlib.Path(out, 'profile')
 
 
 def _summary(cfg: OmniConfig, roles: Roles, mesh) -> str:

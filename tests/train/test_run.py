@@ -3,18 +3,21 @@
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
+from qwen3_omni_jax.train import run as run_module
 from qwen3_omni_jax.train.adapter import write_adapter
 from qwen3_omni_jax.train.config import Evaluation, LoraPart, Optimiser, Recipe, Run, Saving, Step
 from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.data import DataConfig, SourceConfig
 from qwen3_omni_jax.train.goodput import PHASES
-from qwen3_omni_jax.train.run import _profiler, _Requests, train
+from qwen3_omni_jax.train.run import train
 from qwen3_omni_jax.train.state import assign_roles, flatten, merge_params
 
 from qwen3_omni_jax.config_json import load_config
@@ -63,13 +66,21 @@ def again(run: Run, tmp_path, damage, **others) -> tuple[dict, dict]:
   return lines(pathlib.Path(run.out)), lines(out)
 
 
-def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated(run, tmp_path):
+def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated_nor_traced(run, tmp_path, monkeypatch):
+  compiled_step = run_module.compiled_step
+
+  def asked_for_a_trace(*args):
+    step = compiled_step(*args)
+    return lambda state, batch: os.kill(os.getpid(), signal.SIGUSR1) or step(state, batch)
+
+  monkeypatch.setattr(run_module, 'compiled_step', asked_for_a_trace)
   turns = [[{'role': 'user', 'content': f'{i}?'}, {'role': 'assistant', 'content': f'{i}!'}] for i in range(3)]
   (tmp_path / 'held-out.jsonl').write_text('\n'.join(json.dumps({'messages': messages}) for messages in turns))
   held_out = DataConfig((SourceConfig(str(tmp_path / 'held-out.jsonl')),), rows=1, length=64, buffer=2)
   damage = lambda checkpoints: shutil.rmtree(checkpoints / '6')
   expected, got = again(run, tmp_path, damage, evaluate=Evaluation(held_out, every=5, batches=2))
   assert sorted(expected) == [1, 2, 3, 4, 5, 6] and got == expected
+  assert list((tmp_path / 'again/profile/process-0').rglob('*.xplane.pb'))
   evaluations = [line for line in json_lines(tmp_path / 'again/metrics.jsonl') if 'evaluation' in line]
   assert [line['step'] for line in evaluations] == [5, 6] and all(line['evaluation']['loss'] > 1 for line in evaluations)
   assert evaluations[0]['evaluation']['text'] == pytest.approx(evaluations[0]['evaluation']['loss'])
@@ -147,17 +158,6 @@ def test_a_run_goes_back_when_step_after_step_is_skipped_and_ends_when_that_does
   assert [line['step'] for line in steps] == list(range(1, len(steps) + 1)) and len(steps) > 12
   assert not any(a['ids'] == b['ids'] for a, b in zip(steps, steps[1:], strict=False))
   assert not {path.name for path in (out / 'checkpoints').glob('[0-9]*')} - {'4', '6'}  # nothing is saved in between
-
-
-def test_a_requested_trace_has_three_steps(tmp_path, monkeypatch):
-  events, requests = [], _Requests()
-  monkeypatch.setattr(jax.profiler, 'start_trace', lambda _: events.append(f'begun before {step}'))
-  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: events.append(f'ended before {step}'))
-  with _profiler(tmp_path, requests, at=8) as profile:
-    for step in range(10):
-      requests.trace |= step == 2
-      profile(step)
-  assert events == ['begun before 2', 'ended before 5', 'begun before 8', 'ended before 9']  # the last one with the run
 
 
 def test_the_export_holds_what_was_trained_and_all_the_rest_as_it_was(run):
