@@ -1,4 +1,8 @@
-"""The memory of a training step grows with the length of its rows, not with its square: by what the compilers say."""
+"""The memory of a training step grows with the length of its rows, not with its square: by what the compilers say.
+
+By hand, temporary memory of rows of 8,192 and 16,384 tokens, MiB: heads of 128, TPU (splash) 96 and 219, CPU 409 and 811; heads of 72,
+TPU (blocks) 81 and 149, CPU 245 and 485. Pictures of as many patches: TPU 31 and 49, CPU 100 and 194.
+"""
 
 import dataclasses
 
@@ -35,16 +39,12 @@ def temporary_bytes(platform: str, head_dim: int, tokens: int, patches: int) -> 
   return compile_program(config(head_dim), Job.of_run(run), mesh).memory['temporary']
 
 
-@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
-@pytest.mark.parametrize('head_dim', [128, 72], ids=['splash on a TPU', 'blocks everywhere'])
+@pytest.mark.parametrize(('platform', 'head_dim'), [('tpu', 128), ('cpu', 72)], ids=['splash on a TPU', 'blocks on a CPU'])
 def test_a_row_of_twice_the_tokens_takes_twice_the_memory(platform, head_dim):
   one, two = (temporary_bytes(platform, head_dim, tokens, 0) for tokens in (LENGTH, 2 * LENGTH))
-  print(platform, head_dim, one / 2**20, two / 2**20)
   assert two < 2.5 * one
 
 
-@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
-def test_a_picture_of_twice_the_patches_takes_twice_the_memory(platform):
-  one, two = (temporary_bytes(platform, 72, 256, patches) for patches in (LENGTH, 2 * LENGTH))
-  print(platform, one / 2**20, two / 2**20)
+def test_a_picture_of_twice_the_patches_takes_twice_the_memory():
+  one, two = (temporary_bytes('cpu', 72, 256, patches) for patches in (LENGTH, 2 * LENGTH))
   assert two < 2.5 * one
