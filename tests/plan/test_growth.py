@@ -1,7 +1,7 @@
 """The memory of a training step grows with the length of its rows, not with its square: by what the compilers say.
 
-By hand, temporary memory of rows of 8,192 and 16,384 tokens, MiB: heads of 128, TPU (splash) 96 and 219, CPU 409 and 811; heads of
-72, TPU (blocks) 81 and 149, CPU 245 and 485. Pictures of as many patches: TPU 31 and 49, CPU 100 and 194.
+By hand, temporary memory of rows of 8,192 and 16,384 tokens, MiB: heads of 128, TPU (splash) 96 and 219, CPU 409 and 811; heads
+of 72, TPU (blocks) 81 and 149, CPU 245 and 485. Pictures of as many patches: TPU 31 and 49, CPU 100 and 194.
 """
 
 import dataclasses
