@@ -28,5 +28,11 @@ def run(args: argparse.Namespace) -> int:
   from ..train.goodput import process_start
   from ..train.run import train
 
-  train(configuration, began=process_start())
+  score = None
+  if configuration.evaluate is not None and configuration.evaluate.benchmarks is not None:
+    from ..eval.in_training import make_scorer
+
+    configuration.check()
+    score = make_scorer(configuration.evaluate.benchmarks)
+  train(configuration, began=process_start(), score=score)
   return 0

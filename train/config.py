@@ -254,12 +254,36 @@ class Logging:
 
 
 @dataclasses.dataclass(frozen=True)
+class Benchmarks:
+  """Benchmarks of eval/ by name, answered every so many steps and at the end by the weights of that step (their averages, where
+  they are kept); one process. root: the folder with the released files. limit: items of each, evenly spread; None: all. batch:
+  conversations answered together. max_new_tokens: of a reply, in place of the benchmark's own."""
+
+  names: tuple[str, ...]
+  root: str
+  every: int = 1000
+  limit: int | None = 100
+  batch: int = 16
+  max_new_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
   """Loss on held-out data every so many steps, over the first `batches` batches of them."""
 
   data: DataConfig
   every: int = 500
   batches: int = 8
+  benchmarks: Benchmarks | None = None
+
+  def problems(self) -> list[str]:
+    sizes: dict[str, int | None] = {'every': self.every, 'batches': self.batches}
+    found = []
+    if (asked := self.benchmarks) is not None:
+      found += [] if asked.names else ['evaluate.benchmarks.names: none; give at least one']
+      limits = {'limit': asked.limit, 'max_new_tokens': asked.max_new_tokens}
+      sizes |= {f'benchmarks.{name}': n for name, n in {'every': asked.every, 'batch': asked.batch, **limits}.items()}
+    return found + [f'evaluate.{name} {n}: expected at least 1' for name, n in sizes.items() if n is not None and n < 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,6 +328,7 @@ class Run(Recipe):
     ]
     if self.log.profile is not None and not 0 <= self.log.profile < self.steps:
       problems.append(f'log.profile {self.log.profile}: expected a step that others follow, 0 to {self.steps - 1}')
+    problems += [] if self.evaluate is None else self.evaluate.problems()
     if self.save.best and self.evaluate is None:
       problems.append('save.best: there is no held-out loss; give evaluate, or leave it out')
     if self.data.epochs is not None:

@@ -154,16 +154,23 @@ class Metrics:
 
   def evaluation(self, step: int, values: dict[str, float]) -> None:
     """Losses on held-out data after a step."""
+    self._between_steps(step, 'evaluation', values, {'evaluation': values})
+
+  def benchmarks(self, step: int, scores: dict[str, float]) -> None:
+    """The first metric of each benchmark after a step."""
+    self._between_steps(step, 'eval', scores, {f'eval/{name}': value for name, value in scores.items()})
+
+  def _between_steps(self, step: int, what: str, values: dict[str, float], line: dict[str, Any]) -> None:
     self.flush()
     if self.is_writer:
-      self._lines.add({'step': step, 'evaluation': values})
+      self._lines.add({'step': step, **line})
       self._lines.write()
       for name, value in values.items():
         if self._tensorboard is not None:
-          self._tensorboard.add_scalar(f'evaluation/{name}', value, step)
+          self._tensorboard.add_scalar(f'{what}/{name}', value, step)
       if self._wandb is not None:
-        self._wandb.log({f'evaluation/{name}': value for name, value in values.items()}, step=step)
-      print(f'step {step}  evaluation: ' + '  '.join(f'{n} {v:.4f}' for n, v in values.items()), file=sys.stderr, flush=True)
+        self._wandb.log({f'{what}/{name}': value for name, value in values.items()}, step=step)
+      print(f'step {step}  {what}: ' + '  '.join(f'{n} {v:.4f}' for n, v in values.items()), file=sys.stderr, flush=True)
 
   def rollback(self, step: int, to: int) -> None:
     """After this step, which was skipped too, the run went back to the parameters of another."""

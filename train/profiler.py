@@ -35,7 +35,9 @@ class Board:
   def _client():
     from jax._src import distributed  # jax's only way to the store, which Orbax takes too
 
-    return distributed.global_state.client
+    client = distributed.global_state.client
+    assert client is not None  # several processes have joined
+    return client
 
 
 class Profiler:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,17 +22,18 @@ from etils import epath
 from qwen3_omni_jax import distributed
 from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.config_json import load_config
+from qwen3_omni_jax.infer.omni import Omni
 from qwen3_omni_jax.media.processor import Processor
 from qwen3_omni_jax.sharding import make_mesh, mesh_shape
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.remote import is_url, located
 
 from .agreement import merge_over_processes
-from .batch import KINDS
 from .checkpoint import Checkpoints
 from .config import Run
 from .config_file import to_data
 from .data import make_loader
+from .evaluate import held_out_losses, omni_of
 from .feed import Feed, Prefetch, check_shared_out, process_shard
 from .finish import finish_run
 from .geometry import resolve
@@ -42,18 +43,20 @@ from .profiler import Profiler
 from .rollback import Rollback
 from .save_times import SaveTimes
 from .state import PARTS, Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings
-from .step import compiled_step, eval_sums
+from .step import compiled_step
 from .utilisation import step_flops
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+Score = Callable[[Omni], dict[str, float]]
 PREEMPTED = 75  # exit code of a run that SIGTERM ended before its last step (EX_TEMPFAIL): start it again
 
 
-def train(run: Run, *, began: float | None = None) -> TrainState:
+def train(run: Run, *, began: float | None = None, score: Score | None = None) -> TrainState:
   """Trains until run.steps, or until SIGTERM; saves; exports if asked to. Returns the last state.
 
-  began: when the time of this run began, as time.time() has it (goodput.process_start); None: now.
+  began: when the time of this run began, as time.time() has it (goodput.process_start); None: now. score: the
+  benchmarks of run.evaluate, as eval.in_training makes it.
 
   Raises ValueError for a configuration, model or data that cannot be trained with, before the first step; SystemExit(PREEMPTED)
   after SIGTERM with steps left.
@@ -61,11 +64,18 @@ def train(run: Run, *, began: float | None = None) -> TrainState:
   began = time.time() if began is None else began
   run.check()
   distributed.initialize()
+  asked = None if run.evaluate is None else run.evaluate.benchmarks
+  if asked is not None and score is None:
+    raise ValueError(
+      'evaluate.benchmarks: needs train(run, score=eval.in_training.make_scorer(...)), as `qwen3-omni train` has it'
+    )
+  if asked is not None and jax.process_count() > 1:
+    raise ValueError(f'evaluate.benchmarks: for one process, found {jax.process_count()}; score exports with `qwen3-omni eval`')
   with located(run.model) as place:
-    return _train(run, place.folder, began)
+    return _train(run, place.folder, began, score)
 
 
-def _train(run: Run, model: pathlib.Path, began: float) -> TrainState:
+def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> TrainState:
   """model: the folder with its small files (and its weights, unless they are in a bucket)."""
   mesh = make_mesh(mesh_shape(run.mesh, jax.device_count(), run.slices), slices=run.slices)
   out = epath.Path(run.out)
@@ -98,7 +108,7 @@ def _train(run: Run, model: pathlib.Path, began: float) -> TrainState:
   loader = make_loader(run.data, processor, shard, shards, data_state, out / 'index')
   feed = Feed(loader, run.step.accumulate, mesh, shards, functools.partial(step_flops, cfg, roles))
   step = compiled_step(cfg, run, mesh)
-  evaluate = _evaluation(run, cfg, processor, mesh, shard, shards, out / 'index')
+  evaluate = held_out_losses(run, cfg, processor, mesh, shard, shards, out / 'index')
   metrics = Metrics(
     out,
     run.steps,
@@ -128,6 +138,14 @@ def _train(run: Run, model: pathlib.Path, began: float) -> TrainState:
     metrics.evaluation(step, losses)
     return losses['loss']
 
+  def benchmarks(state: TrainState, step: int) -> None:
+    metrics.flush()
+    assert score is not None
+    scores = score(omni_of(state, cfg, roles, processor, model, run.step.dtype))
+    metrics.time.spent('evaluation')
+    metrics.benchmarks(step, scores)
+
+  asked = None if run.evaluate is None else run.evaluate.benchmarks
   saved = done if data_state is not None else -1
   data_state = loader.get_state()  # of the batches trained on; more of them wait on the devices
   with (
@@ -142,8 +160,8 @@ def _train(run: Run, model: pathlib.Path, began: float) -> TrainState:
       watchdog.enter('input', done + 1)
       fed = next(batches)
       metrics.time.spent('input')
-      asked, requests.trace = requests.trace, False
-      profile(done, asked)
+      trace, requests.trace = requests.trace, False
+      profile(done, trace)
       watchdog.enter('computation', done + 1)
       compiled = compiles.number
       state, values = step(state, fed.batch)
@@ -173,6 +191,9 @@ def _train(run: Run, model: pathlib.Path, began: float) -> TrainState:
         saved = done
       if evaluated and stop:
         evaluation(state, done)
+      if asked is not None and not stop and (done % asked.every == 0 or done == run.steps):
+        watchdog.enter('benchmarks', done)
+        benchmarks(state, done)
       if stop:
         break
   metrics.close()
@@ -222,34 +243,6 @@ def _frozen_parts(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.
     return {path: p for path, p in everything.items() if path.split('/')[0] in parts}
   shardings = {part: tree for part, tree in load_shardings(cfg, mesh).items() if part in parts}
   return flatten(load_params(_weights(run, model), cfg, parts=parts, shardings=shardings)) if parts else {}
-
-
-def _evaluation(run: Run, cfg: OmniConfig, processor: Processor, mesh, shard: int, shards: int, indices):
-  """state -> losses on held-out data; None if none are given."""
-  if run.evaluate is None:
-    return None
-  evaluation, sums_of = run.evaluate, jax.jit(eval_sums(cfg, run))
-  make_loader(
-    evaluation.data, processor, shard, shards, indices=indices
-  ).close()  # what is wrong with the data is said before the first step
-
-  def evaluate(state: TrainState) -> dict[str, float]:
-    loader = make_loader(evaluation.data, processor, shard, shards, indices=indices)
-    total: dict[str, Any] = {}
-    try:
-      for _, fed in zip(range(evaluation.batches), Feed(loader, 1, mesh, shards), strict=False):
-        with jax.set_mesh(mesh):
-          sums = jax.device_get(sums_of(state, fed.batch))
-        total = {name: total.get(name, 0) + np.asarray(value, np.float64) for name, value in sums.items()}
-    finally:
-      loader.close()
-    losses = {'loss': float(total['cross_entropy'] / max(total['weight'], 1e-9))}
-    for kind, loss, weight in zip(KINDS, total['loss_by_kind'], total['weight_by_kind'], strict=True):
-      if weight:
-        losses[kind] = float(loss / weight)
-    return losses
-
-  return evaluate
 
 
 @dataclasses.dataclass

@@ -11,9 +11,10 @@ import signal
 import jax
 import numpy as np
 import pytest
+from qwen3_omni_jax.eval.in_training import make_scorer
 from qwen3_omni_jax.train import run as run_module
 from qwen3_omni_jax.train.adapter import write_adapter
-from qwen3_omni_jax.train.config import Evaluation, LoraPart, Optimiser, Recipe, Run, Saving, Step
+from qwen3_omni_jax.train.config import Benchmarks, Evaluation, LoraPart, Optimiser, Recipe, Run, Saving, Step
 from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.data import DataConfig, SourceConfig
 from qwen3_omni_jax.train.goodput import PHASES
@@ -25,6 +26,7 @@ from qwen3_omni_jax.nn.lora import Lora
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.opened import open_checkpoint
 from qwen3_omni_jax.weights.to_hf import convert_to_hf
+from tests.eval.fixtures import nano
 from tests.train.crash import data, json_lines, lines
 from tests.train.records import write_records
 
@@ -57,16 +59,16 @@ def run(tiny_folder, tmp_path_factory) -> Run:
   return configuration
 
 
-def again(run: Run, tmp_path, damage, **others) -> tuple[dict, dict]:
+def again(run: Run, tmp_path, damage, score=None, **others) -> tuple[dict, dict]:
   """(lines of the run, lines of a copy of it that was damaged and started again)"""
   out = tmp_path / 'again'
   shutil.copytree(run.out, out)
   damage(out / 'checkpoints')
-  train(dataclasses.replace(run, out=str(out), export=None, **others))
+  train(dataclasses.replace(run, out=str(out), export=None, **others), score=score)
   return lines(pathlib.Path(run.out)), lines(out)
 
 
-def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated_nor_traced(run, tmp_path, monkeypatch):
+def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated_nor_traced(run, samples, tmp_path, monkeypatch):
   compiled_step = run_module.compiled_step
 
   def asked_for_a_trace(*args):
@@ -78,12 +80,20 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated_nor_traced(ru
   (tmp_path / 'held-out.jsonl').write_text('\n'.join(json.dumps({'messages': messages}) for messages in turns))
   held_out = DataConfig((SourceConfig(str(tmp_path / 'held-out.jsonl')),), rows=1, length=64, buffer=2)
   damage = lambda checkpoints: shutil.rmtree(checkpoints / '6')
-  expected, got = again(run, tmp_path, damage, evaluate=Evaluation(held_out, every=5, batches=2))
+  nano(tmp_path, samples)
+  asked = Benchmarks(('nano-speech', 'nano-pictures'), str(tmp_path), every=5, limit=1, max_new_tokens=2)
+  scorer, models = make_scorer(asked), []
+  score = lambda omni: models.append(omni) or scorer(omni)
+  expected, got = again(run, tmp_path, damage, score, evaluate=Evaluation(held_out, every=5, batches=2, benchmarks=asked))
   assert sorted(expected) == [1, 2, 3, 4, 5, 6] and got == expected
   assert list((tmp_path / 'again/profile/process-0').rglob('*.xplane.pb'))
   evaluations = [line for line in json_lines(tmp_path / 'again/metrics.jsonl') if 'evaluation' in line]
   assert [line['step'] for line in evaluations] == [5, 6] and all(line['evaluation']['loss'] > 1 for line in evaluations)
   assert evaluations[0]['evaluation']['text'] == pytest.approx(evaluations[0]['evaluation']['loss'])
+  scores = [line for line in json_lines(tmp_path / 'again/metrics.jsonl') if 'eval/nano-speech' in line]
+  assert [line['step'] for line in scores] == [5, 6] and scores[0]['eval/nano-pictures'] == 0
+  averaged = open_checkpoint(run.export).read('thinker.model.norm.weight')  # of step 6
+  np.testing.assert_array_equal(averaged, models[1].params['thinker']['norm'])
   before, after = (json_lines(folder / 'metrics.jsonl') for folder in (pathlib.Path(run.out), tmp_path / 'again'))
   last = [line for line in after if 'loss' in line][-1]
   assert before[-1]['lost_steps'] == 0 and last['lost_steps'] == 2  # 5 and 6 were done again
@@ -129,6 +139,32 @@ def test_what_would_fail_at_the_end_fails_before_the_first_step(run, tmp_path):
   with pytest.raises(ValueError, match='missing.jsonl'):
     train(dataclasses.replace(new, evaluate=Evaluation(held_out, every=100)))
   assert not list((tmp_path / 'new' / 'checkpoints').glob('[0-9]*'))
+
+
+def test_benchmarks_that_cannot_be_scored_are_refused_before_weights_are_read(run, samples, tmp_path, monkeypatch):
+  held_out = DataConfig((SourceConfig(str(tmp_path / 'missing.jsonl')),), rows=1, length=64, buffer=2)
+  asked = lambda *names, **others: Benchmarks(names, str(tmp_path), **others)
+  evaluated = lambda benchmarks: dataclasses.replace(run, model='nowhere', evaluate=Evaluation(held_out, benchmarks=benchmarks))
+  with pytest.raises(ValueError, match='needs train'):
+    train(evaluated(asked('nano-speech')))
+  for wrong in (asked(), asked('nano-speech', limit=0), asked('nano-speech', every=0)):
+    with pytest.raises(ValueError, match='evaluate.benchmarks.*at least'):
+      train(evaluated(wrong), score=lambda _: {})
+  with monkeypatch.context() as several, pytest.raises(ValueError, match='for one process, found 2'):
+    several.setattr(jax, 'process_count', lambda: 2)
+    train(evaluated(asked('nano-speech')), score=lambda _: {})
+  with pytest.raises(ValueError, match='evaluate.every 0'):
+    train(dataclasses.replace(run, evaluate=Evaluation(held_out, every=0)))
+  with pytest.raises(ValueError, match='benchmark nano-speach: expected one of'):
+    make_scorer(asked('nano-speach'))
+  with pytest.raises(ValueError, match='seed-tts-en is spoken'):
+    make_scorer(asked('seed-tts-en'))
+  with pytest.raises(ValueError, match='speech_held_out.jsonl'):
+    make_scorer(asked('nano-speech'))
+  nano(tmp_path, samples)
+  next((tmp_path / 'nano-data' / 'speech').iterdir()).unlink()
+  with pytest.raises(ValueError, match='2 items lack media'):
+    make_scorer(asked('nano-speech'))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, tmp_path, caplog):
