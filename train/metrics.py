@@ -130,6 +130,7 @@ class Metrics:
       print(f'WARNING {warning}', file=sys.stderr, flush=True)
     if step % self.every == 0 or step == self.steps:
       self._lines.write()
+      self.time.write()
       print(self._terminal(line), file=sys.stderr, flush=True)
 
   def _terminal(self, line: dict[str, Any]) -> str:

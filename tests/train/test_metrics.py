@@ -79,3 +79,16 @@ def test_lost_pairs_are_told_at_every_step_from_a_share_on(tmp_path, capsys):
   log.close()
   (warning,) = capsys.readouterr().err.splitlines()
   assert warning.startswith('WARNING step 2: 0.20% of the pairs of token and expert found no room; raise step.buffer')
+
+
+def test_a_killed_run_has_told_what_it_did_up_to_its_last_line_on_the_terminal(tmp_path):
+  killed = metrics(tmp_path)
+  killed.resume(0)
+  for step in (1, 2, 3):  # the third is not known to be done
+    killed.step(step, values(1.0), STATS)
+  again = metrics(tmp_path)
+  again.resume(0)
+  for step in (1, 2):
+    again.step(step, values(1.0), STATS)
+  again.close()
+  assert [json.loads(text)['lost_steps'] for text in (tmp_path / 'metrics.jsonl').read_text().splitlines()] == [2, 2]
