@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -49,7 +48,6 @@ class Metrics:
     self.skipped_in_a_row: int | None = 0  # up to the last step that was logged; None: not known since the run went back
     self._lines = Lines(folder / (FILE if self.is_writer else f'records-{jax.process_index()}.jsonl'))
     self._pending: tuple[int, dict, dict[str, Any]] | None = None
-    self._last_time = time.perf_counter()
     self.time = Goodput(folder / goodput.FILE if self.is_writer else None, began)
     self._logged_s = dict(self.time.seconds)
     self._tensorboard = self._wandb = None
@@ -100,9 +98,9 @@ class Metrics:
     self.skipped_in_a_row = int(values.get('skipped_in_a_row') or 0)
     self.time.spent('step')
     self.time.done(skipped=self.skipped_in_a_row > 0)
-    now = time.perf_counter()
-    seconds, self._last_time = now - self._last_time, now
-    other_s = {f'{phase}_s': self.time.seconds[phase] - self._logged_s[phase] for phase in ('input', 'checkpoint', 'evaluation')}
+    passed = {phase: total - self._logged_s[phase] for phase, total in self.time.seconds.items()}
+    seconds = max(passed['compile'] + passed['input'] + passed['step'] + passed['lost'], 1e-9)  # lost: steps that did not count
+    other_s = {f'{phase}_s': passed[phase] for phase in ('input', 'checkpoint', 'evaluation')}
     self._logged_s = dict(self.time.seconds)
     for kind in KINDS:
       if not values.get(f'weight/{kind}'):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import types
 
 import jax.numpy as jnp
@@ -92,3 +93,17 @@ def test_a_killed_run_has_told_what_it_did_up_to_its_last_line_on_the_terminal(t
     again.step(step, values(1.0), STATS)
   again.close()
   assert [json.loads(text)['lost_steps'] for text in (tmp_path / 'metrics.jsonl').read_text().splitlines()] == [2, 2]
+
+
+def test_speed_is_that_of_steps_without_what_lies_between_them(tmp_path):
+  log = metrics(tmp_path)
+  log.step(1, values(1.0), STATS)
+  log.flush()
+  time.sleep(0.5)
+  log.time.spent('evaluation')
+  log.step(2, values(1.0), STATS)
+  time.sleep(0.2)
+  log.close()
+  line = json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[1])
+  assert line['evaluation_s'] > 0.49 and 0.19 < line['step_s'] < 0.5
+  assert line['tokens_per_s'] == pytest.approx(30 / line['step_s'])
