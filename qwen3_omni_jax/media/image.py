@@ -231,7 +231,8 @@ def image_patches(
   pixels: np.ndarray, settings: ImageSettings, size: tuple[int, int] | None = None, raw: bool = False
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
   """(patch rows float32 'P 1536', grid (1, rows, columns)) of one image, resized to `size`, or to fit. raw: as raw_rows."""
-  size = size or smart_resize(*pixels.shape[:2], settings.factor, settings.min_pixels, settings.max_pixels)
+  height, width, _ = pixels.shape
+  size = size or smart_resize(height, width, settings.factor, settings.min_pixels, settings.max_pixels)
   pair = np.repeat(resize(pixels, *size)[None], settings.temporal_patch, axis=0)
   return raw_rows(pair, settings) if raw else patch_rows(pair, settings)
 
