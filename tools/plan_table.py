@@ -108,7 +108,8 @@ def _cells(row: tuple[str, ...], plan: dict | None) -> list[str]:
     return [row[0], row[1], *['not run'] * (len(HEAD) - 2)]
   job, memory = plan['job'], plan['per_device']
   gib = lambda name: f'{memory.get(f"{name}_bytes", 0) / 2**30:.2f}'
-  buffer = job['run'] and job['run']['step']['buffer']
+  run = job.get('run')
+  buffer = run and run['step']['buffer']
   room = 'all there can be' if buffer is None else f'{buffer:g} x balanced'
   slices = f' x {plan["slices"]}' if plan['slices'] > 1 else ''
   return [

@@ -4,9 +4,9 @@ import threading
 import time
 
 import pytest
-from qwen3_omni_jax.train.config import read
+from qwen3_omni_jax.train.config import Run
+from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.feed import Prefetch, check_shared_out
-from qwen3_omni_jax.train.run_config import Run
 
 from qwen3_omni_jax.sharding import make_mesh
 
