@@ -50,6 +50,7 @@ HEAD = (
   'fits',
   'compile s',
   'host GiB',
+  'collectives',
   'step ms, estimate',
 )
 
@@ -62,6 +63,8 @@ def main() -> int:
   out = pathlib.Path(args.out)
   kept = out.with_suffix('.json')
   plans = json.loads(kept.read_text()) if kept.is_file() else {}
+  shown = {' '.join(_command(row)) for row in ROWS}
+  plans = {key: plan for key, plan in plans.items() if key in shown}
   for number in range(len(ROWS)) if args.rows is None else args.rows:
     key = ' '.join(_command(ROWS[number]))
     command = [sys.executable, '-m', 'qwen3_omni_jax.cli', *_command(ROWS[number]), '--json']
@@ -87,9 +90,9 @@ def document(plans: dict) -> str:
     '',
     'Full-size jobs of the released Instruct model, each compiled in a process of its own.',
     'Written by `python tools/plan_table.py`. Programs were compiled by libtpu on a CPU; none of them has run on a TPU.',
-    'Sizes are GiB a device. Step times are roofline estimates: lower bounds, not measurements; what crosses from slice',
-    'to slice is not in them (the compiler makes host transfers of it). Compile times are of two CPU cores that did other',
-    'work meanwhile.',
+    'Sizes are GiB a device, collectives what one receives in a step. Training batches are full, the room for media too. Step',
+    'times are roofline estimates: lower bounds, not measurements; what crosses from slice to slice is not in them (the compiler',
+    'makes host transfers of it). Compile times are of two CPU cores that did other work meanwhile.',
     '',
     '| ' + ' | '.join(HEAD) + ' |',
     '|' + '---|' * len(HEAD),
@@ -104,16 +107,19 @@ def document(plans: dict) -> str:
 
 
 def _cells(row: tuple[str, ...], plan: dict | None) -> list[str]:
+  name = ' '.join([row[0], *(row[row.index('--config') + 1 :] if '--config' in row else ())])
+  name = name.replace(' '.join(TEXT), 'text alone')
   if plan is None:
-    return [row[0], row[1], *['not run'] * (len(HEAD) - 2)]
+    return [name, row[1], *['not run'] * (len(HEAD) - 2)]
   job, memory = plan['job'], plan['per_device']
   gib = lambda name: f'{memory.get(f"{name}_bytes", 0) / 2**30:.2f}'
   run = job.get('run')
   buffer = run and run['step']['buffer']
   room = 'all there can be' if buffer is None else f'{buffer:g} x balanced'
+  sent = sum(n for along in (plan['collectives'] or {}).values() for n in along.values())
   slices = f' x {plan["slices"]}' if plan['slices'] > 1 else ''
   return [
-    job['kind'],
+    name,
     plan['topology'] + slices,
     f'{job["batch"]} x {job["length"]}',
     ' '.join(f'{axis} {size}' for axis, size in plan['mesh'].items()),
@@ -122,6 +128,7 @@ def _cells(row: tuple[str, ...], plan: dict | None) -> list[str]:
     'yes' if plan['fits'] else 'no',
     'counted' if plan['compile_seconds'] is None else f'{plan["compile_seconds"]:.0f}',
     f'{plan["host_peak_bytes"] / 2**30:.1f}',
+    'not counted' if plan['collectives'] is None else f'{sent / 2**30:.1f}',
     f'{1e3 * plan["estimate"]["step_s"]:.1f}',
   ]
 
