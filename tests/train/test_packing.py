@@ -159,6 +159,20 @@ def test_what_can_never_fit_is_refused_with_the_size_to_raise(size, complaint):
     size.check(LaneShape(rows=2, length=10, audio_rows=1, chunks=4, visual_rows=1, patches=8))
 
 
+def test_a_target_is_the_token_after_and_has_the_weight_of_that_token(setting):
+  cfg, _, examples, shape = setting
+  chosen = [examples[4], examples[4]]  # twice a text, in one row
+  batch = packed(chosen, dataclasses.replace(shape, audio_rows=0, visual_rows=0), cfg)
+  begin = 0
+  for example in chosen:
+    ids, learn = example.inputs.ids, example.learn
+    for at in range(len(ids) - 1):
+      assert batch.targets[0, begin + at] == ids[at + 1] and batch.weights[0, begin + at] == learn[at + 1]
+    assert batch.weights[0, begin + len(ids) - 1] == 0  # the last token of a record predicts none of the next record
+    begin += len(ids)
+  assert batch.weights.sum() == 2 * learn[1:].sum() > 0 and len(set(ids)) > 5
+
+
 def test_a_batch_without_media_budgets_has_no_media(setting):
   cfg, _, examples, _ = setting
   shape = LaneShape(rows=1, length=768, audio_rows=0, chunks=8, visual_rows=0, patches=4)
