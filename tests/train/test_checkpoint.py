@@ -25,6 +25,7 @@ from tests.train import batches
 pytestmark = [
   pytest.mark.filterwarnings('ignore'),  # Orbax warns that it runs outside a distributed job
   pytest.mark.quick_to_compile,
+  pytest.mark.usefixtures('failed_reads'),
 ]
 
 ATTN, MLP = 'thinker/layers/attn_norm', 'thinker/layers/mlp_norm'

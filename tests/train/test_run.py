@@ -167,6 +167,7 @@ def test_benchmarks_that_cannot_be_scored_are_refused_before_weights_are_read(ru
     make_scorer(asked('nano-speech'))
 
 
+@pytest.mark.usefixtures('failed_reads')
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, tmp_path, caplog):
   def cut(checkpoints):
     for file in (checkpoints / '6' / 'state').rglob('*'):
