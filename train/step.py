@@ -228,10 +228,15 @@ def _metrics(sums: Metrics, weight: Array, grad_norm: Array, rate: Array, state:
   return metrics
 
 
-def compiled_step(cfg: OmniConfig, recipe: Recipe, mesh) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
+def jitted_step(cfg: OmniConfig, recipe: Recipe, mesh) -> Any:
   """The step jitted for a mesh: the state's layout kept, its memory reused."""
   out = (state_shardings(cfg, recipe, mesh), NamedSharding(mesh, PartitionSpec()))
-  run = jax.jit(make_step(cfg, recipe), donate_argnums=0, out_shardings=out)
+  return jax.jit(make_step(cfg, recipe), donate_argnums=0, out_shardings=out)
+
+
+def compiled_step(cfg: OmniConfig, recipe: Recipe, mesh) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
+  """jitted_step with the mesh set around each call."""
+  run = jitted_step(cfg, recipe, mesh)
 
   @functools.wraps(run)
   def step(state, batch):

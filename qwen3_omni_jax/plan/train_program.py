@@ -3,15 +3,15 @@
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.media.image import ImageSettings
 from qwen3_omni_jax.train.feed import global_shapes
 from qwen3_omni_jax.train.geometry import lane_shape
 from qwen3_omni_jax.train.packing import assemble_batch
-from qwen3_omni_jax.train.state import abstract_state, state_shardings
-from qwen3_omni_jax.train.step import batch_specs, make_step
+from qwen3_omni_jax.train.state import abstract_state
+from qwen3_omni_jax.train.step import batch_specs, jitted_step
 
 from .job import Job
 
@@ -27,7 +27,5 @@ def train_program(cfg: OmniConfig, job: Job, mesh) -> tuple[Any, tuple, dict[str
   batch = global_shapes([lane] * run.step.accumulate, run.data.lanes)
   place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
   batch = jax.tree.map(place, batch, batch_specs(batch, mesh, stacked))
-  out = (state_shardings(cfg, run, mesh), NamedSharding(mesh, PartitionSpec()))
-  step = jax.jit(make_step(cfg, run), donate_argnums=0, out_shardings=out)
   held = {'weights': (state.trainable, state.frozen), 'optimiser': (state.optimiser, state.ema), 'activations': batch}
-  return step, (state, batch), held
+  return jitted_step(cfg, run, mesh), (state, batch), held
