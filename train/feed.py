@@ -14,28 +14,32 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qwen3_omni_jax.sharding import BATCH_AXES, batch_axes, length_axis
 
 from .batch import TrainBatch
+from .config import DataConfig
 from .step import batch_specs
 
 
-def check_shared_out(rows: int, length: int, lanes: int | None, mesh) -> None:
+def check_shared_out(data: DataConfig, mesh, name: str = 'data') -> None:
   """Raises ValueError where devices would repeat one another's work, with the factor.
 
   That is: where not all batch axes divide the rows, or `context` does not divide the length. Also for lanes that the devices do
-  not divide, whose media they would share; None: there are no media.
+  not divide, whose media they would share. name: of these data in the configuration.
   """
+  rows, length, lanes = data.rows, data.length, data.lanes
   sizes = {axis: mesh.shape[axis] for axis in (*BATCH_AXES, 'context') if mesh.shape[axis] > 1}
   used = (*batch_axes(rows, mesh), *filter(None, [length_axis(length, mesh)]))
   idle = math.prod(size for axis, size in sizes.items() if axis not in used)
   shape = ' '.join(f'{axis}={size}' for axis, size in sizes.items())
   devices = math.prod(size for axis, size in sizes.items() if axis != 'context')
-  cut = f', data.length a multiple of {sizes["context"]}' if 'context' in sizes else ''
+  cut = f', {name}.length a multiple of {sizes["context"]}' if 'context' in sizes else ''
   if idle > 1:
     raise ValueError(
-      f'{rows} rows of {length} tokens on a mesh of {shape}: each is computed by {idle} devices, all the same. '
-      f'Make data.rows a multiple of {devices}{cut}, or choose another mesh'
+      f'{name}: {rows} rows of {length} tokens on a mesh of {shape}: each is computed by {idle} devices, all the same. '
+      f'Make {name}.rows a multiple of {devices}{cut}, or choose another mesh'
     )
-  if lanes is not None and lanes % devices:
-    raise ValueError(f'{lanes} lanes on a mesh of {shape}: devices would share media; make data.lanes a multiple of {devices}')
+  if (data.audio_s or data.visual_patches) and lanes % devices:
+    raise ValueError(
+      f'{name}: {lanes} lanes on a mesh of {shape}: devices would share media; make {name}.lanes a multiple of {devices}'
+    )
 
 
 def process_shard(rows: int, mesh) -> tuple[int, int]:

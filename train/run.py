@@ -91,8 +91,9 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> 
   if run.export is not None and not complete and list(pathlib.Path(run.export).glob('*')):
     raise ValueError(f'export {run.export}: not empty; give a new folder')
   run = resolve(run, mesh.shape, _begun_with(out) if checkpoints.steps() else None)
-  media = run.data.audio_s or run.data.visual_patches
-  check_shared_out(run.data.rows, run.data.length, run.data.lanes if media else None, mesh)
+  check_shared_out(run.data, mesh)
+  if run.evaluate is not None:
+    check_shared_out(run.evaluate.data, mesh, 'evaluate.data')
   state, data_state = begin_or_resume(run, cfg, roles, mesh, model, checkpoints)
   _write_config(out, run)
   done = int(state.step)

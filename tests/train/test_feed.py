@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from qwen3_omni_jax.train.config import Run
+from qwen3_omni_jax.train.config import DataConfig, Run
 from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.feed import Prefetch, check_shared_out
 
@@ -55,29 +55,38 @@ def test_closing_ends_the_thread_also_when_the_body_fails():
 @pytest.mark.parametrize(
   ('rows', 'length', 'lanes', 'complaint'),
   [
-    (2, 64, 2, '2 rows of 64 tokens on a mesh of fsdp=2 expert=2 context=2: each is computed by 2 devices'),
+    (2, 64, 2, 'data: 2 rows of 64 tokens on a mesh of fsdp=2 expert=2 context=2: each is computed by 2 devices'),
     (3, 64, 3, 'by 4 devices, all the same. Make data.rows a multiple of 4, data.length a multiple of 2'),
     (4, 63, 4, 'by 2 devices'),
     (3, 63, 3, 'by 8 devices'),
-    (8, 64, 2, '2 lanes on a mesh of .* make data.lanes a multiple of 4'),
+    (8, 64, 2, 'data: 2 lanes on a mesh of .* make data.lanes a multiple of 4'),
   ],
 )
 def test_work_that_devices_would_repeat_is_refused_with_the_factor(rows, length, lanes, complaint):
   with pytest.raises(ValueError, match=complaint):
-    check_shared_out(rows, length, lanes, make_mesh({'fsdp': 2, 'expert': 2, 'context': 2}))
+    check_shared_out(
+      DataConfig(rows=rows, length=length, lanes=lanes, audio_s=1), make_mesh({'fsdp': 2, 'expert': 2, 'context': 2})
+    )
 
 
 def test_rows_that_all_devices_share_are_accepted():
   mesh = make_mesh({'fsdp': 2, 'expert': 2, 'context': 2})
-  check_shared_out(8, 64, 4, mesh)
-  check_shared_out(4, 64, None, mesh)
-  check_shared_out(1, 63, 1, make_mesh({}))
+  check_shared_out(DataConfig(rows=8, length=64, lanes=4, audio_s=1), mesh)
+  check_shared_out(DataConfig(rows=4, length=64, lanes=1), mesh)
+  check_shared_out(DataConfig(rows=1, length=63, lanes=1, audio_s=1), make_mesh({}))
 
 
-def test_a_run_is_refused_before_its_weights_are_read(tmp_path, tiny_folder, monkeypatch):
+HELD_OUT = 'evaluate={data: {rows: 2, sources: [{path: none.jsonl}]}}'
+
+
+@pytest.mark.parametrize(
+  ('rows', 'others', 'complaint'), [(2, [], '^data: 2 rows .* by 8 devices'), (8, [HELD_OUT], '^evaluate.data: 2 rows .* by 8')]
+)
+def test_a_run_is_refused_before_its_weights_are_read(rows, others, complaint, tmp_path, tiny_folder, monkeypatch):
   from qwen3_omni_jax.train import run as run_module
 
   monkeypatch.setattr(run_module, 'load_params', None)
-  settings = [f'model={tiny_folder}', f'out={tmp_path / "out"}', 'mesh=fsdp', 'data={rows: 2, sources: [{path: none.jsonl}]}']
-  with pytest.raises(ValueError, match='2 rows .* by 8 devices'):
+  data = f'data={{rows: {rows}, lanes: {rows}, audio_s: 64, visual_patches: 8192, sources: [{{path: none.jsonl}}]}}'
+  settings = [f'model={tiny_folder}', f'out={tmp_path / "out"}', 'mesh=fsdp', data, *others]
+  with pytest.raises(ValueError, match=complaint):
     run_module.train(read(Run, None, [*settings, 'parts=[{pattern: thinker/norm, lr: 1e-3}]']))
