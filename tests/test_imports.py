@@ -9,8 +9,8 @@ import qwen3_omni_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
-  'config_reader config config_json hardware flops shapes report sharding distributed compile_cache devices nn media '
-  'report_media models weights infer train plan eval tools cli'
+  'config_reader config config_json codec_config hardware flops shapes report sharding distributed compile_cache devices nn '
+  'media report_media models weights infer train plan eval tools cli'
 ).split()
 TOP_LEVEL = ('train', 'eval', 'tools', 'configs', 'examples')
 FORBIDDEN = {'media': {'jax', 'flax'}, 'models': {'qwen3_omni_jax.media'}}

@@ -11,28 +11,31 @@ from ..shapes import Array, Float, Params
 from .params import Param, Spec
 
 
-def causal_conv_spec(width: int, inputs: int, outputs: int) -> Spec:
+def causal_conv_spec(width: int, inputs: int, outputs: int, bias: bool = True) -> Spec:
   """A convolution of `width` taps. kernel 'K I O': published [O, I, K]."""
-  return {
-    'kernel': Param((width, inputs, outputs), ('conv_taps', 'conv_in', 'conv_out'), fan_in=width * inputs),
-    'bias': Param((outputs,), ('conv_out',), 'zeros'),
-  }
+  spec: Spec = {'kernel': Param((width, inputs, outputs), ('conv_taps', 'conv_in', 'conv_out'), fan_in=width * inputs)}
+  if bias:
+    spec['bias'] = Param((outputs,), ('conv_out',), 'zeros')
+  return spec
 
 
 def causal_conv(
-  x: Float[Array, 'B T I'], p: Params, tail: Float[Array, 'B P I'], dilation: int = 1
-) -> tuple[Float[Array, 'B T O'], Float[Array, 'B P I']]:
-  """y[t] = sum over taps of x[t - dilation * tap]; tail: the P = (taps - 1) * dilation inputs before x."""
+  x: Float[Array, 'B T I'], p: Params, tail: Float[Array, 'B P I'], dilation: int = 1, stride: int = 1
+) -> tuple[Float[Array, 'B T2 O'], Float[Array, 'B P I']]:
+  """Every stride-th sum over taps of x[t - dilation * tap], from t = stride - 1 on; T2 = T / stride, which must divide T.
+
+  tail: the P = (taps - 1) * dilation + 1 - stride inputs before x.
+  """
   joined = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
   y = jax.lax.conv_general_dilated(
     joined,
     p['kernel'].astype(x.dtype),
-    (1,),
+    (stride,),
     'VALID',
     rhs_dilation=(dilation,),
     dimension_numbers=('NWC', 'WIO', 'NWC'),
   )
-  return y + p['bias'].astype(x.dtype), joined[:, x.shape[1] :]
+  return y + p['bias'].astype(x.dtype) if 'bias' in p else y, joined[:, x.shape[1] :]
 
 
 def depthwise_conv_spec(width: int, channels: int) -> Spec:

@@ -15,9 +15,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..config import OmniConfig
 from ..config_json import load_config
-from ..models.omni import omni_spec
 from ..nn.int8 import Int8, summed_axes
 from ..nn.params import Param, leaves
 from ..shapes import Params
@@ -25,7 +23,7 @@ from . import store
 from .quantized import matrix_of, pair_of, stored_shapes
 from .remote import Place, located
 from .source import open_published, stored_dtypes
-from .table import copy_into, published
+from .table import Config, copy_into, published, spec_of
 from .work import refuse_unfinished
 
 DTYPES = {'bfloat16': np.dtype(ml_dtypes.bfloat16), 'float16': np.dtype(np.float16), 'float32': np.dtype(np.float32)}
@@ -39,7 +37,7 @@ Reader = Callable[[str, Index, tuple[slice, ...]], np.ndarray]  # (path, index, 
 
 def load_params(
   folder: str | pathlib.Path,
-  cfg: OmniConfig | None = None,
+  cfg: Config | None = None,
   *,
   dtype: str | None = None,
   parts: tuple[str, ...] | None = None,
@@ -57,15 +55,13 @@ def load_params(
     return _load(place, cfg, dtype, parts, shardings)
 
 
-def _load(
-  place: Place, cfg: OmniConfig | None, dtype: str | None, parts: tuple[str, ...] | None, shardings: Params | None
-) -> Params:
+def _load(place: Place, cfg: Config | None, dtype: str | None, parts: tuple[str, ...] | None, shardings: Params | None) -> Params:
   folder = place.folder
   if not folder.is_dir():
     raise ValueError(f'{folder}: no such folder; expected a checkpoint')
   refuse_unfinished(folder)
   cfg = cfg or load_config(folder)
-  spec = omni_spec(cfg)
+  spec = spec_of(cfg)
   for part in parts or ():
     if part not in spec:
       raise ValueError(f'{folder}: this checkpoint has no {part}; it has {", ".join(spec)}')
@@ -156,7 +152,7 @@ def _lookup(tree: Params, path: str):
   return tree
 
 
-def _published(place: Place, cfg: OmniConfig, dtype: np.dtype | None) -> tuple[Reader, dict[str, np.dtype]]:
+def _published(place: Place, cfg: Config, dtype: np.dtype | None) -> tuple[Reader, dict[str, np.dtype]]:
   views = open_published(place.folder, cfg, dtype).views
   tensors = {(tensor.row.ours, tensor.index): tensor for tensor in published(cfg).values()}
 
@@ -168,7 +164,7 @@ def _published(place: Place, cfg: OmniConfig, dtype: np.dtype | None) -> tuple[R
   return read, stored_dtypes(views, cfg)
 
 
-def _converted(place: Place, cfg: OmniConfig) -> tuple[Reader, dict[str, np.dtype]]:
+def _converted(place: Place, cfg: Config) -> tuple[Reader, dict[str, np.dtype]]:
   dtype = store.read_manifest(place.folder).dtype
-  arrays = store.Arrays(place.folder, stored_shapes(omni_spec(cfg), dtype), params=place.params)
+  arrays = store.Arrays(place.folder, stored_shapes(spec_of(cfg), dtype), params=place.params)
   return lambda path, index, inner: arrays.read(path, (*index, *inner)), {path: arrays.dtype(path) for path in arrays.paths()}

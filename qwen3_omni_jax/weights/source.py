@@ -7,15 +7,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..config import OmniConfig
+from ..codec_config import CodecConfig
+from .codec_rows import is_unused
 from .folder import ABSENT, Folder, read_folder
 from .fp8 import FP8, PLAIN, SCALE_DTYPES, Scaled, Scheme, is_of_activations, scale_of, scheme_of
 from .names import problem_lines, report
 from .safetensors import Header, Shards, index_of, plan_shards
 from .spelling import common_dtype, published_name, split
-from .table import published
+from .table import Config, published
 from .view import FLOATS, View
 
+_UNUSED = "of_the_codec's_own_decoder_and_of_its_training,_not_used"
 _DIVIDED = 'divided_by_their_scales,_which_are_over_1'
 
 
@@ -24,7 +26,7 @@ class Published:
   """views: of all that is there, by published name, known to the config or not. problems, notes: by kind, as Folder's."""
 
   folder: Folder
-  cfg: OmniConfig
+  cfg: Config
   views: dict[str, View]
   problems: dict[str, list[str]]
   notes: dict[str, list[str]]
@@ -45,7 +47,7 @@ class Published:
     return Shards(headers, self.folder.index or (index_of(headers) if len(headers) > 1 else None))
 
 
-def open_published(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None = None) -> Published:
+def open_published(folder: pathlib.Path, cfg: Config, dtype: np.dtype | None = None) -> Published:
   """A folder with exactly the tensors the config asks for. dtype: of fp8 weights when they are read; None: see fp8.scheme_of.
 
   Prints what the index has wrong. Raises ValueError with the full list of missing, unknown, repeated and mis-shaped tensors
@@ -65,19 +67,22 @@ def print_notes(folder: pathlib.Path, notes: Mapping[str, list[str]]) -> None:
     print('\n'.join([f'{folder}: read as the headers of its shards say', *problem_lines(notes)]), file=sys.stderr)
 
 
-def survey(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None = None) -> Published:
+def survey(folder: pathlib.Path, cfg: Config, dtype: np.dtype | None = None) -> Published:
   """What a folder holds, and everything that is wrong, by kind. Raises ValueError as read_folder and scheme_of do."""
   found = read_folder(folder)
   scheme = scheme_of(folder / 'config.json', found.tensors, dtype)
-  views, repeated = views_of(found.tensors, scheme)
-  wanted = published(cfg)
-  if cfg.talker is None:  # a folder may hold more parts than its config turns on
+  tensors, wanted, unused = found.tensors, published(cfg), []
+  if isinstance(cfg, CodecConfig):
+    unused = [name for name in tensors if is_unused(name, cfg)]
+    tensors = {name: shard for name, shard in tensors.items() if name not in unused}
+  views, repeated = views_of(tensors, scheme, of_codec=isinstance(cfg, CodecConfig))
+  if not isinstance(cfg, CodecConfig) and cfg.talker is None:  # a folder may hold more parts than its config turns on
     views = {name: view for name, view in views.items() if not name.startswith(('talker.', 'code2wav.'))}
   unknown = [name for name in views if name not in wanted]
   aside = [name for name in unknown if views[name].shard.path.name in found.unlisted]
   missing = [name for name in wanted if name not in views]
   matched = [(name, views[name], tensor) for name, tensor in wanted.items() if name in views]
-  notes = {**found.notes, 'not_of_this_model_and_not_in_the_index': aside, _DIVIDED: []}
+  notes = {**found.notes, 'not_of_this_model_and_not_in_the_index': aside, _UNUSED: unused, _DIVIDED: []}
   if scheme.reciprocal:
     notes[_DIVIDED] = [name for name, view, _ in matched if isinstance(view, Scaled)]
   problems = {
@@ -103,9 +108,14 @@ def survey(folder: pathlib.Path, cfg: OmniConfig, dtype: np.dtype | None = None)
   return Published(found, cfg, views, problems, {kind: names for kind, names in notes.items() if names})
 
 
-def views_of(tensors: Mapping[str, Header], scheme: Scheme = PLAIN) -> tuple[dict[str, View], list[str]]:
-  """Every tensor under its published name, and the names that two tensors claim. Scales are with what they are the scales of."""
-  alone = not any(name.startswith(('thinker.', 'talker.', 'code2wav.')) for name in tensors)
+def views_of(
+  tensors: Mapping[str, Header], scheme: Scheme = PLAIN, *, of_codec: bool = False
+) -> tuple[dict[str, View], list[str]]:
+  """Every tensor under its published name, and the names that two tensors claim. Scales are with what they are the scales of.
+
+  of_codec: of a speech codec, which has one spelling.
+  """
+  alone = not of_codec and not any(name.startswith(('thinker.', 'talker.', 'code2wav.')) for name in tensors)
   scales = {name: scale for name in tensors if (scale := scale_of(name, tensors))}
   taken = set(scales.values())
   views: dict[str, View] = {}
@@ -123,7 +133,7 @@ def views_of(tensors: Mapping[str, Header], scheme: Scheme = PLAIN) -> tuple[dic
   return views, repeated
 
 
-def stored_dtypes(views: Mapping[str, View], cfg: OmniConfig) -> dict[str, np.dtype]:
+def stored_dtypes(views: Mapping[str, View], cfg: Config) -> dict[str, np.dtype]:
   """The dtype of each of our arrays, by path: the smallest that holds all the tensors stacked in it exactly."""
   found: dict[str, set[np.dtype]] = {}
   for name, tensor in published(cfg).items():

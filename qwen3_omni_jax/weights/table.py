@@ -16,61 +16,29 @@ from collections.abc import Iterator
 import einops
 import numpy as np
 
+from ..codec_config import CodecConfig
 from ..config import OmniConfig
+from ..models.codec_encoder import codec_spec
 from ..models.omni import omni_spec
-from ..nn.params import Param, leaves
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """ours: path in the parameter tree. theirs: published name. layout: 'published dims -> our dims' of one tensor."""
-
-  ours: str
-  theirs: str
-  layout: str = 'D -> D'
-
-  @property
-  def counters(self) -> list[str]:
-    return re.findall(r'\{(\w+)\}', self.theirs)
-
-
-_TRANSPOSED = 'O I -> I O'
-
-
-def _linear(ours: str, theirs: str, bias: bool = True) -> list[Row]:
-  rows = [Row(f'{ours}/kernel', f'{theirs}.weight', _TRANSPOSED)]
-  return rows + ([Row(f'{ours}/bias', f'{theirs}.bias')] if bias else [])
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-  return [Row(f'{ours}/scale', f'{theirs}.weight'), Row(f'{ours}/bias', f'{theirs}.bias')]
-
-
-def _swiglu(ours: str, theirs: str) -> list[Row]:
-  return [Row(f'{ours}/{name}', f'{theirs}.{name}_proj.weight', _TRANSPOSED) for name in ('gate', 'up', 'down')]
-
-
-def _attention(ours: str, theirs: str) -> list[Row]:
-  return [
-    *(Row(f'{ours}/{n}', f'{theirs}.{n}_proj.weight', '(N H) D -> D N H') for n in 'qkv'),
-    Row(f'{ours}/o', f'{theirs}.o_proj.weight', 'D (N H) -> N H D'),
-  ]
+from ..nn.params import Param, Spec, leaves
+from .codec_rows import codec_rows
+from .rows import TRANSPOSED, Row, attention, conv, linear, norm, swiglu
 
 
 def _decoder(ours: str, theirs: str, moe: bool, shared: bool = False) -> list[Row]:
   rows = [
     Row(f'{ours}/attn_norm', f'{theirs}.input_layernorm.weight'),
-    *_attention(f'{ours}/attn', f'{theirs}.self_attn'),
+    *attention(f'{ours}/attn', f'{theirs}.self_attn'),
     Row(f'{ours}/attn/q_norm', f'{theirs}.self_attn.q_norm.weight'),
     Row(f'{ours}/attn/k_norm', f'{theirs}.self_attn.k_norm.weight'),
     Row(f'{ours}/mlp_norm', f'{theirs}.post_attention_layernorm.weight'),
   ]
   if not moe:
-    return rows + _swiglu(f'{ours}/mlp', f'{theirs}.mlp')
-  rows.append(Row(f'{ours}/moe/router', f'{theirs}.mlp.gate.weight', _TRANSPOSED))
-  rows += _swiglu(f'{ours}/moe/experts', f'{theirs}.mlp.experts.{{E}}')
+    return rows + swiglu(f'{ours}/mlp', f'{theirs}.mlp')
+  rows.append(Row(f'{ours}/moe/router', f'{theirs}.mlp.gate.weight', TRANSPOSED))
+  rows += swiglu(f'{ours}/moe/experts', f'{theirs}.mlp.experts.{{E}}')
   if shared:
-    rows += _swiglu(f'{ours}/moe/shared', f'{theirs}.mlp.shared_expert')
+    rows += swiglu(f'{ours}/moe/shared', f'{theirs}.mlp.shared_expert')
     rows.append(Row(f'{ours}/moe/shared_gate', f'{theirs}.mlp.shared_expert_gate.weight', '1 D -> D'))
   return rows
 
@@ -85,7 +53,7 @@ def _audio() -> list[Row]:
       Row(f'{ours}/conv{i}/bias', f'{theirs}.conv2d{i}.bias'),
     ]
   rows.append(Row(f'{ours}/conv_out/kernel', f'{theirs}.conv_out.weight', 'D (C M) -> C M D'))
-  rows += _norm(f'{layer}/attn_norm', f'{their_layer}.self_attn_layer_norm')
+  rows += norm(f'{layer}/attn_norm', f'{their_layer}.self_attn_layer_norm')
   for n in 'qkv':
     rows += [
       Row(f'{layer}/attn/{n}/kernel', f'{their_layer}.self_attn.{n}_proj.weight', '(N H) D -> D N H'),
@@ -94,12 +62,12 @@ def _audio() -> list[Row]:
   return rows + [
     Row(f'{layer}/attn/o/kernel', f'{their_layer}.self_attn.out_proj.weight', 'D (N H) -> N H D'),
     Row(f'{layer}/attn/o/bias', f'{their_layer}.self_attn.out_proj.bias'),
-    *_norm(f'{layer}/mlp_norm', f'{their_layer}.final_layer_norm'),
-    *_linear(f'{layer}/mlp/up', f'{their_layer}.fc1'),
-    *_linear(f'{layer}/mlp/down', f'{their_layer}.fc2'),
-    *_norm(f'{ours}/norm', f'{theirs}.ln_post'),
-    *_linear(f'{ours}/proj1', f'{theirs}.proj1'),
-    *_linear(f'{ours}/proj2', f'{theirs}.proj2'),
+    *norm(f'{layer}/mlp_norm', f'{their_layer}.final_layer_norm'),
+    *linear(f'{layer}/mlp/up', f'{their_layer}.fc1'),
+    *linear(f'{layer}/mlp/down', f'{their_layer}.fc2'),
+    *norm(f'{ours}/norm', f'{theirs}.ln_post'),
+    *linear(f'{ours}/proj1', f'{theirs}.proj1'),
+    *linear(f'{ours}/proj2', f'{theirs}.proj2'),
   ]
 
 
@@ -109,23 +77,23 @@ def _vision(deepstack: bool) -> list[Row]:
 
   def merger(ours, theirs):
     return [
-      *_norm(f'{ours}/norm', f'{theirs}.ln_q'),
-      *_linear(f'{ours}/up', f'{theirs}.mlp.0'),
-      *_linear(f'{ours}/down', f'{theirs}.mlp.2'),
+      *norm(f'{ours}/norm', f'{theirs}.ln_q'),
+      *linear(f'{ours}/up', f'{theirs}.mlp.0'),
+      *linear(f'{ours}/down', f'{theirs}.mlp.2'),
     ]
 
   return [
     Row(f'{ours}/patch/kernel', f'{theirs}.patch_embed.proj.weight', 'D C T P Q -> (C T P Q) D'),
     Row(f'{ours}/patch/bias', f'{theirs}.patch_embed.proj.bias'),
     Row(f'{ours}/positions', f'{theirs}.pos_embed.weight', 'P D -> P D'),
-    *_norm(f'{layer}/attn_norm', f'{block}.norm1'),
+    *norm(f'{layer}/attn_norm', f'{block}.norm1'),
     Row(f'{layer}/attn/qkv/kernel', f'{block}.attn.qkv.weight', '(three N H) D -> D three N H'),
     Row(f'{layer}/attn/qkv/bias', f'{block}.attn.qkv.bias', '(three N H) -> three N H'),
     Row(f'{layer}/attn/o/kernel', f'{block}.attn.proj.weight', 'D (N H) -> N H D'),
     Row(f'{layer}/attn/o/bias', f'{block}.attn.proj.bias'),
-    *_norm(f'{layer}/mlp_norm', f'{block}.norm2'),
-    *_linear(f'{layer}/mlp/up', f'{block}.mlp.linear_fc1'),
-    *_linear(f'{layer}/mlp/down', f'{block}.mlp.linear_fc2'),
+    *norm(f'{layer}/mlp_norm', f'{block}.norm2'),
+    *linear(f'{layer}/mlp/up', f'{block}.mlp.linear_fc1'),
+    *linear(f'{layer}/mlp/down', f'{block}.mlp.linear_fc2'),
     *merger(f'{ours}/merger', f'{theirs}.merger'),
     *(merger(f'{ours}/deepstack', f'{theirs}.merger_list.{{L}}') if deepstack else []),
   ]
@@ -136,11 +104,11 @@ def _talker() -> list[Row]:
     Row('talker/embed', 'talker.model.codec_embedding.weight', 'V D -> V D'),
     *_decoder('talker/layers', 'talker.model.layers.{L}', moe=True, shared=True),
     Row('talker/norm', 'talker.model.norm.weight'),
-    Row('talker/head', 'talker.codec_head.weight', _TRANSPOSED),
+    Row('talker/head', 'talker.codec_head.weight', TRANSPOSED),
   ]
   for name in ('text_projection', 'hidden_projection'):
     for i in (1, 2):
-      rows += _linear(f'talker/{name}/fc{i}', f'talker.{name}.linear_fc{i}')
+      rows += linear(f'talker/{name}/fc{i}', f'talker.{name}.linear_fc{i}')
   return rows
 
 
@@ -148,7 +116,7 @@ def _code_predictor() -> list[Row]:
   theirs = 'talker.code_predictor'
   return [
     Row('code_predictor/embed', f'{theirs}.model.codec_embedding.{{Q}}.weight', 'V D -> V D'),
-    Row('code_predictor/head', f'{theirs}.lm_head.{{Q}}.weight', _TRANSPOSED),
+    Row('code_predictor/head', f'{theirs}.lm_head.{{Q}}.weight', TRANSPOSED),
     *_decoder('code_predictor/layers', f'{theirs}.model.layers.{{L}}', moe=False),
     Row('code_predictor/norm', f'{theirs}.model.norm.weight'),
   ]
@@ -157,9 +125,6 @@ def _code_predictor() -> list[Row]:
 def _code2wav(upsamples: int, blocks: int) -> list[Row]:
   layer, their_layer = 'code2wav/layers', 'code2wav.pre_transformer.layers.{L}'
 
-  def conv(ours, theirs, layout='O I T -> T I O'):
-    return [Row(f'{ours}/kernel', f'{theirs}.conv.weight', layout), Row(f'{ours}/bias', f'{theirs}.conv.bias')]
-
   def snake(ours, theirs):
     return [Row(f'{ours}/{name}', f'{theirs}.{name}') for name in ('alpha', 'beta')]
 
@@ -167,10 +132,10 @@ def _code2wav(upsamples: int, blocks: int) -> list[Row]:
   rows = [
     Row('code2wav/embed', 'code2wav.code_embedding.weight', 'V D -> V D'),
     Row(f'{layer}/attn_norm', f'{their_layer}.input_layernorm.weight'),
-    *_attention(f'{layer}/attn', f'{their_layer}.self_attn'),
+    *attention(f'{layer}/attn', f'{their_layer}.self_attn'),
     Row(f'{layer}/attn_scale', f'{their_layer}.self_attn_layer_scale.scale'),
     Row(f'{layer}/mlp_norm', f'{their_layer}.post_attention_layernorm.weight'),
-    *_swiglu(f'{layer}/mlp', f'{their_layer}.mlp'),
+    *swiglu(f'{layer}/mlp', f'{their_layer}.mlp'),
     Row(f'{layer}/mlp_scale', f'{their_layer}.mlp_layer_scale.scale'),
     Row('code2wav/norm', 'code2wav.pre_transformer.norm.weight'),
   ]
@@ -179,9 +144,9 @@ def _code2wav(upsamples: int, blocks: int) -> list[Row]:
     rows += [
       *conv(f'{ours}/up', f'{theirs}.0', upsampling),
       *conv(f'{ours}/depthwise', f'{theirs}.1.dwconv', 'C 1 T -> T C'),
-      *_norm(f'{ours}/norm', f'{theirs}.1.norm'),
-      *_linear(f'{ours}/fc1', f'{theirs}.1.pwconv1'),
-      *_linear(f'{ours}/fc2', f'{theirs}.1.pwconv2'),
+      *norm(f'{ours}/norm', f'{theirs}.1.norm'),
+      *linear(f'{ours}/fc1', f'{theirs}.1.pwconv1'),
+      *linear(f'{ours}/fc2', f'{theirs}.1.pwconv2'),
       Row(f'{ours}/gamma', f'{theirs}.1.gamma'),
     ]
   rows += conv('code2wav/conv_in', 'code2wav.decoder.0')
@@ -196,14 +161,24 @@ def _code2wav(upsamples: int, blocks: int) -> list[Row]:
   return rows + conv('code2wav/conv_out', f'code2wav.decoder.{blocks + 2}')
 
 
+Config = OmniConfig | CodecConfig  # of what the table knows
+
+
+def spec_of(cfg: Config) -> Spec:
+  """The whole parameter tree of a checkpoint, by part."""
+  return {'codec': codec_spec(cfg)} if isinstance(cfg, CodecConfig) else omni_spec(cfg)
+
+
 @functools.cache
-def table(cfg: OmniConfig) -> tuple[Row, ...]:
+def table(cfg: Config) -> tuple[Row, ...]:
   """Every row of a checkpoint with this config."""
+  if isinstance(cfg, CodecConfig):
+    return tuple(codec_rows(cfg))
   rows = [
     Row('thinker/embed', 'thinker.model.embed_tokens.weight', 'V D -> V D'),
     *_decoder('thinker/layers', 'thinker.model.layers.{L}', moe=bool(cfg.thinker.text.num_experts)),
     Row('thinker/norm', 'thinker.model.norm.weight'),
-    Row('thinker/head', 'thinker.lm_head.weight', _TRANSPOSED),
+    Row('thinker/head', 'thinker.lm_head.weight', TRANSPOSED),
     *_audio(),
     *_vision(bool(cfg.thinker.vision.deepstack_visual_indexes)),
   ]
@@ -252,11 +227,13 @@ class Tensor:
 
 
 @functools.cache
-def published(cfg: OmniConfig) -> dict[str, Tensor]:
+def published(cfg: Config) -> dict[str, Tensor]:
   """Every tensor of the published layout, by name. Fails if table and networks disagree."""
-  spec = dict(leaves(omni_spec(cfg)))
-  vision = cfg.thinker.vision
-  patch = {'C': vision.in_channels, 'T': vision.temporal_patch_size, 'P': vision.patch_size, 'Q': vision.patch_size}
+  spec = dict(leaves(spec_of(cfg)))
+  patch = {}
+  if isinstance(cfg, OmniConfig):
+    vision = cfg.thinker.vision
+    patch = {'C': vision.in_channels, 'T': vision.temporal_patch_size, 'P': vision.patch_size, 'Q': vision.patch_size}
   tensors: dict[str, Tensor] = {}
   for row in table(cfg):
     param = spec.pop(row.ours)
@@ -321,12 +298,12 @@ def _sizes(row: Row, param: Param, given: dict[str, int]) -> dict[str, int]:
   return sizes
 
 
-def published_shapes(cfg: OmniConfig) -> dict[str, tuple[int, ...]]:
+def published_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
   """Name and shape of every tensor of the published layout."""
   return {name: tensor.shape for name, tensor in published(cfg).items()}
 
 
-def export(params, cfg: OmniConfig) -> Iterator[tuple[str, np.ndarray]]:
+def export(params, cfg: Config) -> Iterator[tuple[str, np.ndarray]]:
   """(published name, array) of every tensor; params: nested dict of arrays."""
   for tensor in published(cfg).values():
     node = params
