@@ -1,6 +1,6 @@
 """Saving and restoring: weights, optimiser, position in the data, step and configuration in one checkpoint, written by Orbax.
 
-    RUN/checkpoints/STEP/params     the parts (audio, vision, thinker) with a trainable parameter, whole
+    RUN/checkpoints/STEP/params     the parts (audio, vision, thinker, talker, code_predictor) with a trainable parameter, whole
                          ema        averages of the trainable parameters, if step.ema
                          lora       LoRA's matrices
                          optimiser  moments by name: adam/mu/PATH, adam/nu/PATH, adam/count, …
@@ -16,7 +16,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -75,12 +75,15 @@ class Checkpoints:
       _absolute(self.folder), item_names=tuple(handlers), item_handlers=handlers, options=options
     )
 
-  def describe(self, model: epath.Path) -> None:
-    """Puts the model's config.json, tokenizer and other small files beside the checkpoints, so that each can be exported."""
+  def describe(self, model: epath.Path, describe_config: Callable[[bytes], bytes] | None = None) -> None:
+    """Puts the model's config.json, tokenizer and other small files beside the checkpoints, so that each can be exported.
+
+    describe_config: what config.json becomes, where the run changes it."""
     if jax.process_index() == 0:
       for name, path in small_files(model).items():
         if not (self.folder / name).exists():
-          (self.folder / name).write_bytes(path.read_bytes())
+          data = path.read_bytes()
+          (self.folder / name).write_bytes(describe_config(data) if describe_config and name == 'config.json' else data)
 
   def save(
     self, state: TrainState, roles: Roles, data: dict[str, Any], config: dict[str, Any], loss: float | None = None

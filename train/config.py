@@ -15,11 +15,13 @@ Form = Literal['chat', 'document']
 @dataclasses.dataclass(frozen=True)
 class Part:
   """A group of parameters. lr: highest learning rate; 0 freezes. weight_decay: of matrices (norms and biases have none), per
-  unit of learning rate, as in AdamW. schedule, warmup, final, decay: of this part; None takes the optimiser's."""
+  unit of learning rate, as in AdamW. rows: 'speakers' trains those rows of talker/embed alone that are of the run's `speakers`.
+  schedule, warmup, final, decay: of this part; None takes the optimiser's."""
 
   pattern: str
   lr: float
   weight_decay: float = 0.0
+  rows: Literal['all', 'speakers'] = 'all'
   schedule: Literal['cosine', 'linear', 'constant', 'wsd'] | None = None
   warmup: int | None = None
   final: float | None = None
@@ -85,8 +87,31 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
+class Speech:
+  """Weights of the losses of a run that trains the Talker or its code predictor: of code 0, of a frame's other codes (their
+  mean), and of the Thinker on its own text. frames: the share of the Talker's positions for which the predictor has room in a
+  step; of more frames than that, those of a random choice stand for all."""
+
+  codes: float = 1.0
+  predictor: float = 0.3
+  frames: float = 1.0
+  text: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+  """A voice that the model gets besides its own. id: its row in the Talker's table of codes; None: the first one that is free
+  after the other speakers'. like: the speaker whose row it begins with; None: the mean of all."""
+
+  name: str
+  id: int | None = None
+  like: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
-  """Everything that decides what a step computes. steps: of the whole run, which the schedule spans."""
+  """Everything that decides what a step computes. steps: of the whole run, which the schedule spans. speech: for a run with the
+  Talker; without, it and its code predictor stay where they are. speakers: new ones. seed: of random weights and choices."""
 
   parts: tuple[Part, ...] = ()
   lora: tuple[LoraPart, ...] = ()
@@ -94,6 +119,9 @@ class Recipe:
   optimiser: Optimiser = Optimiser()
   loss: Loss = Loss()
   step: Step = Step()
+  speech: Speech | None = None
+  speakers: tuple[Speaker, ...] = ()
+  seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +327,6 @@ class Run(Recipe):
   init: Literal['model', 'random'] = 'model'
   mesh: str = 'fsdp'
   slices: int = 1
-  seed: int = 0
   data: DataConfig = DataConfig()
   evaluate: Evaluation | None = None
   save: Saving = Saving()

@@ -16,7 +16,8 @@ from .batch import KINDS
 from .config import Run
 from .data import make_loader
 from .feed import Feed
-from .state import Roles, TrainState, merge_params
+from .speech_metrics import speech_metrics
+from .state import PARTS, Roles, TrainState, merge_params
 from .step import eval_sums
 
 
@@ -38,16 +39,29 @@ def held_out_losses(
       for _, fed in zip(range(evaluation.batches), Feed(loader, 1, mesh, shards), strict=False):
         with jax.set_mesh(mesh):
           sums = jax.device_get(sums_of(state, fed.batch))
-        total = {name: total.get(name, 0) + np.asarray(value, np.float64) for name, value in sums.items()}
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+        total = jax.tree.map(np.add, total, wide) if total else wide
     finally:
       loader.close()
-    losses = {'loss': float(total['cross_entropy'] / max(total['weight'], 1e-9))}
+    return _losses(total, run)
+
+  return evaluate
+
+
+def _losses(total: dict[str, Any], run: Run) -> dict[str, float]:
+  """Means of sums over batches. `loss`: of the text; in a run with the Talker what it minimises, but for the routers' losses."""
+  losses = {}
+  if 'cross_entropy' in total:
+    losses['loss'] = float(total['cross_entropy'] / max(total['weight'], 1e-9))
     for kind, loss, weight in zip(KINDS, total['loss_by_kind'], total['weight_by_kind'], strict=True):
       if weight:
         losses[kind] = float(loss / weight)
-    return losses
-
-  return evaluate
+  if run.speech is not None:
+    speech = {name: float(value) for name, value in speech_metrics(total['speech']).items()}
+    text = run.speech.text * losses.get('loss', 0.0)
+    losses['loss'] = run.speech.codes * speech['speech/codes'] + run.speech.predictor * speech['speech/predictor'] + text
+    losses |= speech
+  return losses
 
 
 def omni_of(state: TrainState, cfg: OmniConfig, roles: Roles, processor: Processor, model: pathlib.Path, dtype: str) -> Omni:
@@ -59,4 +73,5 @@ def omni_of(state: TrainState, cfg: OmniConfig, roles: Roles, processor: Process
   round_all = jax.jit(lambda trainable: {path: p.astype(dtype) for path, p in trainable.items()})
   trainable = round_all(state.trainable if state.ema is None else state.ema)
   params = merge_params(trainable, state.frozen, roles)
+  params = {part: params[part] for part in PARTS}
   return Omni(cfg, params, processor, GenerationDefaults.from_folder(model, cfg.im_end_token_id), dtype)

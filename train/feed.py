@@ -66,6 +66,8 @@ def global_shapes(batches: Sequence[TrainBatch], shards: int) -> TrainBatch:
   local, lead = stack(batches), int(len(batches) > 1)
   along = jax.tree.map(lambda x: lead, local)
   along = along.replace(tokens=along.tokens.replace(positions=lead + 1))
+  if along.speech is not None:
+    along = along.replace(speech=along.speech.replace(positions=lead + 1))
   whole = lambda x, axis: jax.ShapeDtypeStruct((*x.shape[:axis], x.shape[axis] * shards, *x.shape[axis + 1 :]), x.dtype)
   return _with_lanes(jax.tree.map(whole, local, along), local.media.lanes * shards)
 

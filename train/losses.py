@@ -21,23 +21,42 @@ CHUNK = 1024  # positions whose logits a device holds at once: 0.6 GB in float32
 def token_losses(
   hidden: Float[Array, 'B T D'], head: Float[Array, 'D V'], targets: Int[Array, 'B T'], chunk: int = CHUNK
 ) -> Float[Array, 'B T']:
-  """-log p(target) of every position, float32. Matmuls run in hidden's dtype, softmax in float32.
+  """-log p(target) of every position, float32: see token_scores."""
+  return token_scores(hidden, head, targets, chunk).loss
+
+
+class Scores(flax.struct.PyTreeNode):
+  """loss: -log p(target). right: the target is the likeliest token. other: -log p of one token that was asked for."""
+
+  loss: Float[Array, 'B T']
+  right: Bool[Array, 'B T']
+  other: Float[Array, 'B T'] | None = None
+
+
+def token_scores(
+  hidden: Float[Array, 'B T D'],
+  head: Float[Array, 'D V'],
+  targets: Int[Array, 'B T'],
+  chunk: int = CHUNK,
+  other: int | None = None,
+) -> Scores:
+  """Of every position. Matmuls run in hidden's dtype, softmax in float32. other: a token to score besides.
 
   chunk: positions at once on a device; their logits are computed again in the backward pass. On a mesh, rows and lengths stay
   where they are, each device gathers the head once, and a vocabulary cut over `tensor` is never put together.
   """
   mesh = current_mesh()
   if mesh is None:
-    return _chunked(hidden, head, targets, chunk, None)
+    return _chunked(hidden, head, targets, chunk, other, None)
   rows, length = batch_axes(hidden.shape[0], mesh) or None, length_axis(hidden.shape[1], mesh)
   vocab = 'tensor' if mesh.shape['tensor'] > 1 and head.shape[1] % mesh.shape['tensor'] == 0 else None
-  local = functools.partial(_chunked, chunk=chunk, vocab=vocab)
+  local = functools.partial(_chunked, chunk=chunk, other=other, vocab=vocab)
   tokens = PartitionSpec(rows, length)
   run = jax.shard_map(local, in_specs=(tokens, PartitionSpec(None, vocab), tokens), out_specs=tokens, check_vma=False)
   return run(hidden, head, targets)
 
 
-def _chunked(hidden, head, targets, chunk: int, vocab: str | None):
+def _chunked(hidden, head, targets, chunk: int, other: int | None, vocab: str | None) -> Scores:
   """On one device. vocab: the mesh axis over which the head's columns are cut."""
   (B, T), D = targets.shape, hidden.shape[-1]
   n = -(-B * T // -(-B * T // chunk))  # chunks of equal size, with a little padding
@@ -54,14 +73,19 @@ def _chunked(hidden, head, targets, chunk: int, vocab: str | None):
     top = top if vocab is None else jax.lax.pmax(top, vocab)
     total = jnp.exp(logits - top[:, None]).sum(axis=-1)
     first = 0 if vocab is None else jax.lax.axis_index(vocab) * logits.shape[1]
-    at = jnp.clip(target - first, 0, logits.shape[1] - 1)
-    chosen = jnp.take_along_axis(logits, at[:, None], axis=-1)[:, 0]
-    if vocab is not None:
-      total, chosen = jax.lax.psum((total, jnp.where(at == target - first, chosen, 0)), vocab)
-    return None, jnp.log(total) + top - chosen
+    total = total if vocab is None else jax.lax.psum(total, vocab)
 
-  _, losses = jax.lax.scan(one_chunk, None, (pad(hidden.reshape(-1, D)), pad(targets.reshape(-1))))
-  return losses.reshape(-1)[: B * T].reshape(B, T)
+    def of(token):
+      at = jnp.clip(token - first, 0, logits.shape[1] - 1)
+      chosen = jnp.take_along_axis(logits, at[:, None], axis=-1)[:, 0]
+      return chosen if vocab is None else jax.lax.psum(jnp.where(at == token - first, chosen, 0), vocab)
+
+    chosen = of(target)
+    log_z = jnp.log(total) + top
+    return None, Scores(log_z - chosen, chosen >= top, None if other is None else log_z - of(jnp.full_like(target, other)))
+
+  _, scores = jax.lax.scan(one_chunk, None, (pad(hidden.reshape(-1, D)), pad(targets.reshape(-1))))
+  return jax.tree.map(lambda x: x.reshape(-1)[: B * T].reshape(B, T), scores)
 
 
 @jax.custom_vjp

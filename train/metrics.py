@@ -109,6 +109,8 @@ class Metrics:
     for name in [name for name, value in values.items() if name.startswith('source/') and name.endswith('/weight') and not value]:
       values.pop(name.removesuffix('weight') + 'cross_entropy', None)
     line = {'step': step, **values, 'step_s': seconds, 'tokens_per_s': values['tokens'] / seconds, **other_s, **input_stats}
+    if 'speech/frames' in values:
+      line['frames_per_s'] = values['speech/frames'] / seconds
     line |= self.time.scalars()
     if self._peak is not None:
       line['mfu'] = input_stats['flops'] / seconds / self._peak
@@ -141,6 +143,8 @@ class Metrics:
       f'{line["step_s"]:.2f} s',
       f'MFU {line["mfu"]:.1%}' if 'mfu' in line else '',
       f'padding {line["padding"]:.0%}' if 'padding' in line else '',
+      f'codes {line["speech/codes"]:.3f} predictor {line["speech/predictor"]:.3f}' if 'speech/codes' in line else '',
+      f'{line["frames_per_s"]:,.0f} frames/s' if 'frames_per_s' in line else '',
       f'busiest expert {line["busiest"]:.1f}x' if 'busiest' in line else '',
       f'lost {line["lost"]:.0f}' if line.get('lost') else '',
       f'input {line["input_s"] / line["step_s"]:.0%}',

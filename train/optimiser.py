@@ -17,7 +17,7 @@ import jax
 import optax
 from optax import contrib
 
-from qwen3_omni_jax.nn.int8 import summed_axes
+from qwen3_omni_jax.nn.int8 import matrix_axes
 from qwen3_omni_jax.nn.params import Param
 
 from .config import Optimiser, Part
@@ -85,7 +85,7 @@ def _matrix_axes(path: str, param: Param) -> Any:
   if path.startswith('lora/'):
     n = len(param.shape)
     return contrib.MuonDimensionNumbers((n - 2,), (n - 1,))
-  inputs = summed_axes(path, param)
+  inputs = matrix_axes(path, param)
   if not inputs or path.endswith('/head'):
     return None
   return contrib.MuonDimensionNumbers(inputs, tuple(range(inputs[-1] + 1, len(param.shape))))

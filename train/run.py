@@ -42,7 +42,8 @@ from .metrics import Metrics
 from .profiler import Profiler
 from .rollback import Rollback
 from .save_times import SaveTimes
-from .state import PARTS, Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings
+from .speakers import add_speakers, describe_speakers, with_speakers
+from .state import Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings, parts_of
 from .step import compiled_step
 from .utilisation import step_flops
 from .watchdog import Watchdog
@@ -79,14 +80,15 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> 
   """model: the folder with its small files (and its weights, unless they are in a bucket)."""
   mesh = make_mesh(mesh_shape(run.mesh, jax.device_count(), run.slices), slices=run.slices)
   out = epath.Path(run.out)
-  cfg = load_config(model)
+  cfg = with_speakers(load_config(model), run.speakers)
   roles = assign_roles(cfg, run)
   _print(_summary(cfg, roles, mesh))
 
   out.mkdir(parents=True, exist_ok=True)
   keep = {'keep': run.save.keep, 'keep_every': run.save.keep_every, 'best': run.save.best}
   checkpoints = Checkpoints(out / 'checkpoints', **keep)
-  checkpoints.describe(model)
+  new_speakers = functools.partial(describe_speakers, speakers=run.speakers, cfg=cfg) if run.speakers else None
+  checkpoints.describe(model, new_speakers)
   complete = max(checkpoints.steps(), default=0) >= run.steps
   if run.export is not None and not complete and list(pathlib.Path(run.export).glob('*')):
     raise ValueError(f'export {run.export}: not empty; give a new folder')
@@ -107,7 +109,7 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> 
   processor = Processor.from_folder(model)
   shard, shards = process_shard(run.data.rows, mesh)
   loader = make_loader(run.data, processor, shard, shards, data_state, out / 'index')
-  feed = Feed(loader, run.step.accumulate, mesh, shards, functools.partial(step_flops, cfg, roles))
+  feed = Feed(loader, run.step.accumulate, mesh, shards, functools.partial(step_flops, cfg, roles, speech=run.speech))
   step = compiled_step(cfg, run, mesh)
   evaluate = held_out_losses(run, cfg, processor, mesh, shard, shards, out / 'index')
   metrics = Metrics(
@@ -222,10 +224,13 @@ def begin_or_resume(
   if restored is None:
     params = None
     if run.init == 'model':
-      params = load_params(_weights(run, model), cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
+      params = load_params(_weights(run, model), cfg, parts=parts_of(run), shardings=load_shardings(cfg, run, mesh))
+      params = add_speakers(params, cfg, run.speakers)
     return init_state(params, cfg, run, mesh, run.seed), None
   may_change = ('out:', 'export', 'log.', 'save.', 'evaluate')
   changed = [text for text in restored.changed if not text.startswith(may_change)]
+  if new := [text for text in changed if text.startswith('speakers:')]:
+    raise ValueError(f'{new[0]}: a run keeps the speakers that it was begun with; begin a new one (another out=) from its export')
   words = [f'going on after step {int(restored.state.step)}', *(['changed since: ' + ', '.join(changed)] if changed else [])]
   _print('; '.join([*words, *restored.notes]))
   frozen = _frozen_parts(run, cfg, roles, mesh, model)
@@ -238,11 +243,11 @@ def _weights(run: Run, model: pathlib.Path) -> str | pathlib.Path:
 
 def _frozen_parts(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path) -> dict[str, Any]:
   """Parameters by path of the parts that are frozen as a whole: no checkpoint holds them."""
-  parts = tuple(part for part in PARTS if part not in roles.trainable_parts)
+  parts = tuple(part for part in parts_of(run) if part not in roles.trainable_parts)
   if run.init == 'random' and parts:
     everything = init_state(None, cfg, run, mesh, run.seed).frozen
     return {path: p for path, p in everything.items() if path.split('/')[0] in parts}
-  shardings = {part: tree for part, tree in load_shardings(cfg, mesh).items() if part in parts}
+  shardings = {part: tree for part, tree in load_shardings(cfg, run, mesh).items() if part in parts}
   return flatten(load_params(_weights(run, model), cfg, parts=parts, shardings=shardings)) if parts else {}
 
 

@@ -25,9 +25,11 @@ from qwen3_omni_jax.sharding import param_shardings, partition
 
 from .config import LoraPart, Part, Recipe
 from .optimiser import make_optimiser
+from .speakers import trained_rows
 from .stages import match_lora, match_parts
 
-PARTS = ('audio', 'vision', 'thinker')  # what training reads and writes; the Talker's parts stay where they are
+PARTS = ('audio', 'vision', 'thinker')  # what every training reads and writes
+SPEECH_PARTS = ('talker', 'code_predictor')  # with recipe.speech; otherwise they stay where they are, as Code2Wav always does
 LORA = 'lora/'
 
 
@@ -50,12 +52,13 @@ class Roles:
   """Which parameters are trainable, frozen or adapted by LoRA.
 
   specs: of all parameters by path, LoRA's matrices included. trainable: the configured part that each trainable parameter belongs
-  to. lora: the configured part of each adapted matrix.
+  to. lora: the configured part of each adapted matrix. rows: the rows of a parameter that are trained, where the others are not.
   """
 
   specs: dict[str, Param]
   trainable: dict[str, Part]
   lora: dict[str, LoraPart]
+  rows: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
   @property
   def trainable_specs(self) -> dict[str, Param]:
@@ -68,13 +71,37 @@ class Roles:
   @property
   def trainable_parts(self) -> tuple[str, ...]:
     """Top-level parts with a trainable parameter: those a checkpoint holds."""
-    return tuple(part for part in PARTS if any(path.startswith(f'{part}/') for path in self.trainable))
+    return tuple(part for part in self.parts if any(path.startswith(f'{part}/') for path in self.trainable))
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    """All top-level parts, trained or not."""
+    return tuple(dict.fromkeys(part for path in self.specs if (part := path.split('/')[0]) != LORA[:-1]))
+
+  def learns(self, *parts: str) -> bool:
+    """Whether anything in these parts is trained, low-rank changes included."""
+    return any(path.removeprefix(LORA).split('/')[0] in parts for path in self.trainable)
+
+  def only_trained_rows(self, path: str, x: Array, other: float = 0.0) -> Array:
+    """x, of that parameter's shape, with `other` in the rows that are not trained."""
+    if path not in self.rows:
+      return x
+    trained = jnp.isin(jnp.arange(x.shape[0]), jnp.array(self.rows[path]))
+    return jnp.where(trained.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.asarray(other, x.dtype))
+
+
+def parts_of(recipe: Recipe) -> tuple[str, ...]:
+  """The parts that a run reads; those of them that it trains are written."""
+  return PARTS + (SPEECH_PARTS if recipe.speech is not None else ())
 
 
 def assign_roles(cfg: OmniConfig, recipe: Recipe) -> Roles:
-  """The role of every parameter. Raises ValueError for patterns that match nothing, and for a matrix both trained and adapted."""
+  """The role of every parameter. Raises ValueError for patterns that match nothing, for a matrix both trained and adapted, and
+  for speech settings that do not go with the model or with what is trained. cfg: with the run's new speakers (train.speakers)."""
   whole = omni_spec(cfg)
-  specs = dict(leaves({part: whole[part] for part in PARTS}))
+  if recipe.speech is not None and 'talker' not in whole:
+    raise ValueError('speech: this checkpoint has no Talker (Thinking and Captioner variants write only)')
+  specs = dict(leaves({part: whole[part] for part in parts_of(recipe)}))
   trainable = match_parts(specs, recipe.parts)
   matrices = [path for path, param in specs.items() if lora_spec(path, param, 1)]
   lora = match_lora(matrices, recipe.lora)
@@ -86,7 +113,12 @@ def assign_roles(cfg: OmniConfig, recipe: Recipe) -> Roles:
       trainable[f'{LORA}{path}/{name}'] = Part(part.pattern, part.lr)
   if not trainable:
     raise ValueError('nothing is trained: give parts or lora with a learning rate above 0')
-  return Roles(specs, trainable, lora)
+  roles = Roles(specs, trainable, lora, trained_rows(cfg, recipe, trainable))
+  if recipe.speech is not None and recipe.speech.text and not roles.learns(*PARTS):
+    raise ValueError(
+      f'speech.text {recipe.speech.text}: the Thinker and its encoders are frozen, so its loss teaches nothing; leave it out'
+    )
+  return roles
 
 
 def merge_params(trainable: Mapping[str, Array], frozen: Mapping[str, Array], roles: Roles) -> Params:
@@ -121,8 +153,8 @@ def flatten(tree: Params, prefix: str = '') -> dict[str, Any]:
 def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, seed: int = 0) -> TrainState:
   """The state before the first step, laid out on the mesh.
 
-  params: loaded ones (of PARTS), by the shardings of `load_shardings`; given away: trainable ones become float32. None: random
-  values, in float32. LoRA begins as no change at all.
+  params: loaded ones (of parts_of(recipe)), by the shardings of `load_shardings`; given away: trainable ones become float32.
+  None: random values, in float32. LoRA begins as no change at all.
   """
   roles = assign_roles(cfg, recipe)
   cuts = state_shardings(cfg, recipe, mesh)
@@ -193,10 +225,10 @@ def _moment_sharding(at, leaf, *, specs: Mapping[str, Param], mesh) -> NamedShar
   return NamedSharding(mesh, PartitionSpec())
 
 
-def load_shardings(cfg: OmniConfig, mesh) -> Params:
-  """Where the loaded parameters (of PARTS) go."""
+def load_shardings(cfg: OmniConfig, recipe: Recipe, mesh) -> Params:
+  """Where the loaded parameters (of parts_of(recipe)) go."""
   whole = omni_spec(cfg)
-  return param_shardings({part: whole[part] for part in PARTS}, mesh)
+  return param_shardings({part: whole[part] for part in parts_of(recipe)}, mesh)
 
 
 def build_optimiser(recipe: Recipe, roles: Roles) -> optax.GradientTransformationExtraArgs:

@@ -1,6 +1,7 @@
 """One step of training: a pure function (state, batch) -> (state, metrics)."""
 
 import functools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,99 +12,46 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.infer.collate import Media
-from qwen3_omni_jax.models.audio_encoder import encode_audio
-from qwen3_omni_jax.models.omni import join_features
-from qwen3_omni_jax.models.thinker import Features, thinker_forward
-from qwen3_omni_jax.models.vision_encoder import encode_vision
-from qwen3_omni_jax.nn.expert_parallel import Dispatch
 from qwen3_omni_jax.shapes import Array, Params
 from qwen3_omni_jax.sharding import batch_axes, current_mesh, length_axis, partition
 
 from .batch import KINDS, TrainBatch
 from .config import Recipe, Step
-from .losses import balance_loss, busiest_expert, router_sums, sums_by, token_losses, z_loss
 from .optimiser import make_schedule
+from .speech_loss import joint_sums, total_weights
+from .speech_metrics import speech_metrics
 from .state import Roles, TrainState, assign_roles, build_optimiser, merge_params, state_shardings
+from .thinker_loss import Metrics, count_sums, thinker_sums
 
-Metrics = dict[str, Array]
+EMBEDDINGS = ('thinker/embed', 'talker/embed', 'code_predictor/embed')
 NORM_WEIGHT = 0.02  # of a step in the running mean of the gradient's norm: of about the last 50
 
 
-def encode_media(params: Params, cfg: OmniConfig, media: Media, dtype, remat: str) -> Features:
-  """Every group of media through its encoder, inside the step's program."""
-  thinker = cfg.thinker
-  audio = [
-    encode_audio(params['audio'], thinker.audio, g.mel.astype(dtype), g.frames, g.conv_frames, g.segment, remat=remat)
-    for g in media.audio
-  ]
-  visual = [
-    encode_vision(
-      params['vision'],
-      thinker.vision,
-      g.patches.astype(dtype),
-      g.rows,
-      g.cols,
-      g.heights,
-      g.widths,
-      g.length,
-      g.segment,
-      remat=remat,
-    )
-    for g in media.visual
-  ]
-  return join_features(audio, visual, lanes=media.lanes)
-
-
 def loss_sums(
-  trainable: dict[str, Array], frozen: dict[str, Array], batch: TrainBatch, *, cfg: OmniConfig, recipe: Recipe, roles: Roles
+  trainable: dict[str, Array],
+  frozen: dict[str, Array],
+  batch: TrainBatch,
+  totals: Metrics | None = None,
+  key: Array | None = None,
+  *,
+  cfg: OmniConfig,
+  recipe: Recipe,
+  roles: Roles,
 ) -> tuple[Array, Metrics]:
   """(the loss times the total weight of the batch's targets, sums for the metrics).
 
   Divided by the sum of weights over all microbatches this is the mean over tokens, however the tokens are divided into
-  microbatches; the router's losses are means over microbatches weighted by their targets.
+  microbatches; the router's losses are means over microbatches weighted by their targets. With recipe.speech the loss is a sum of
+  such means, divided already: by `totals`, of the whole step (speech_loss.total_weights; None: of this batch); key: see there.
   """
-  step_cfg, dtype = recipe.step, jnp.dtype(recipe.step.dtype)
   params = merge_params(trainable, frozen, roles)
-  tokens = batch.tokens
-  valid = tokens.segment != 0
-  features = encode_media(params, cfg, batch.media, dtype, step_cfg.encoder_remat)
-  out, sums = thinker_forward(
-    params['thinker'],
-    cfg.thinker,
-    tokens,
-    features,
-    dtype=dtype,
-    remat=step_cfg.remat,
-    dispatch=Dispatch(buffer=step_cfg.buffer),
-    router_dtype=jnp.float32,
-    observe=functools.partial(router_sums, valid),
-  )
-  losses = token_losses(out.hidden, params['thinker']['head'].astype(dtype), batch.targets, recipe.loss.chunk)
-  weighted = losses * batch.weights
-  weight = batch.weights.sum()
-  total = cross_entropy = weighted.sum()
-  metrics = {
-    'cross_entropy': cross_entropy,
-    'weight': weight,
-    'tokens': valid.sum(),
-    'loss_by_kind': sums_by(weighted, batch.kind, len(KINDS)),
-    'weight_by_kind': sums_by(batch.weights, batch.kind, len(KINDS)),
-  }
-  if batch.source is not None:
-    begins = valid & (tokens.positions[0] == 0)  # the first token of a record alone is at position 0
-    of = {'loss': weighted, 'weight': batch.weights, 'tokens': valid, 'records': begins}
-    for key, values in of.items():
-      by_source = sums_by(values, batch.source, len(batch.sources))
-      metrics |= {f'source/{name}/{key}': by_source[i] for i, name in enumerate(batch.sources)}
-  if sums is not None:
-    balance = balance_loss(sums, cfg.thinker.text.num_experts_per_tok, recipe.loss.balance_form)
-    z = z_loss(sums)
-    factor = cfg.thinker.text.router_aux_loss_coef if recipe.loss.balance is None else recipe.loss.balance
-    total = total + weight * (factor * balance + recipe.loss.z * z)
-    busiest = busiest_expert(sums)
-    metrics |= {'balance': weight * balance, 'router_z': weight * z, 'busiest': weight * busiest, 'lost': sums.lost.sum()}
-    metrics['routed'] = valid.sum().astype(jnp.float32) * (sums.lost.size * cfg.thinker.text.num_experts_per_tok)
-  return total, metrics | {'total': total}
+  if recipe.speech is None:
+    total, metrics, _ = thinker_sums(params, batch, cfg=cfg, recipe=recipe)
+  else:
+    totals = total_weights(batch, cfg) if totals is None else totals
+    learns = roles.learns('audio', 'vision', 'thinker')
+    total, metrics = joint_sums(params, batch, totals, key, cfg=cfg, recipe=recipe, thinker_learns=learns)
+  return total, metrics | count_sums(batch) | {'total': total}
 
 
 def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
@@ -119,12 +67,14 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
   sums_fn = functools.partial(loss_sums, cfg=cfg, recipe=recipe, roles=roles)
 
   def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-    grads, sums = _gradients(sums_fn, state, batch, recipe, roles)
-    weight = jnp.where(sums['weight'] > 0, sums['weight'], 1)
+    grads, sums = _gradients(sums_fn, state, batch, cfg, recipe, roles)
+    weight = jnp.where(sums['weight'] > 0, sums['weight'], 1) if recipe.speech is None else jnp.float32(1)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
+    grads = {path: roles.only_trained_rows(path, g) for path, g in grads.items()}
     grad_norm = optax.tree.norm(grads)
     with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
       updates, moments = optimiser.update(grads, state.optimiser, state.trainable, step=state.step)
+      updates = {path: roles.only_trained_rows(path, u, -0.0) for path, u in updates.items()}  # x + -0.0 is x, for -0.0 too
       trainable = optax.apply_updates(state.trainable, updates)
       rate = jnp.float32(schedule(state.step))
     new = state.replace(trainable=trainable, optimiser=moments, ema=update_ema(state.ema, trainable, recipe.step.ema))
@@ -135,31 +85,43 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
   return step
 
 
-def _gradients(sums_fn, state: TrainState, batch: TrainBatch, recipe: Recipe, roles: Roles) -> tuple[dict[str, Array], Metrics]:
+def _gradients(
+  sums_fn, state: TrainState, batch: TrainBatch, cfg: OmniConfig, recipe: Recipe, roles: Roles
+) -> tuple[dict[str, Array], Metrics]:
   """Of the weighted sum of losses, with the sums of the metrics."""
   params = compute_params(state.trainable, jnp.dtype(recipe.step.dtype))
   gradient = jax.value_and_grad(sums_fn, has_aux=True)
+  totals = key = None
+  if recipe.speech is not None:
+    totals, key = total_weights(batch, cfg), step_key(recipe, state.step)
   if recipe.step.accumulate == 1:
-    (_, sums), grads = gradient(params, state.frozen, shard_batch(batch))
+    (_, sums), grads = gradient(params, state.frozen, shard_batch(batch), totals, key)
     return grads, sums
 
-  def accumulate(total, micro):
-    (_, sums), grads = gradient(params, state.frozen, shard_batch(micro))
+  def accumulate(total, inputs):
+    micro, number = inputs
+    own = None if key is None else jax.random.fold_in(key, number)
+    (_, sums), grads = gradient(params, state.frozen, shard_batch(micro), totals, own)
     return {path: _shard_like_param(total[path] + g.astype(jnp.float32), path, roles) for path, g in grads.items()}, sums
 
   zeros = {path: _shard_like_param(jnp.zeros(p.shape, jnp.float32), path, roles) for path, p in params.items()}
-  grads, sums = jax.lax.scan(accumulate, zeros, batch)
+  grads, sums = jax.lax.scan(accumulate, zeros, (batch, jnp.arange(recipe.step.accumulate)))
   return grads, jax.tree.map(lambda x: x.sum(axis=0), sums)
+
+
+def step_key(recipe: Recipe, step: Array) -> Array:
+  """Of a step's choice of frames: the same whenever the run comes by it."""
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), zlib.crc32(b'frames')), step)
 
 
 def compute_params(trainable: dict[str, Array], dtype) -> dict[str, Array]:
   """The trainable parameters as the networks take them: rounded before they are gathered, which halves the traffic.
 
-  The table of embeddings stays float32, so that the gradients of a token that occurs thousands of times are summed in float32
-  (256 ones summed in bfloat16 are 256, and so are 4,096); its rows are rounded once they are looked up. So do the routers, whose
-  logits are computed in float32.
+  Tables of embeddings stay float32, so that the gradients of a token that occurs thousands of times are summed in float32
+  (256 ones summed in bfloat16 are 256, and so are 4,096); their rows are rounded once they are looked up. So do the routers,
+  whose logits are computed in float32.
   """
-  keep = lambda path: path == 'thinker/embed' or path.endswith('/router')
+  keep = lambda path: path in EMBEDDINGS or path.endswith('/router')
   return {path: p if keep(path) else p.astype(dtype) for path, p in trainable.items()}
 
 
@@ -182,9 +144,12 @@ def batch_specs(batch: Any, mesh, stacked: bool = False) -> Any:
   shape = lambda x: x.shape[len(lead) :]
   rows = lambda x: PartitionSpec(*lead, batch_axes(shape(x)[0], mesh) or None)
   tokens = lambda x: PartitionSpec(*lead, batch_axes(shape(x)[-2], mesh) or None, length_axis(shape(x)[-1], mesh))
-  specs = jax.tree.map(tokens, batch.replace(media=Media()))
+  specs = jax.tree.map(tokens, batch.replace(media=Media(), speech=None))
   place = PartitionSpec(*lead, None, *tokens(batch.tokens.ids)[len(lead) :])
-  return specs.replace(media=jax.tree.map(rows, batch.media), tokens=specs.tokens.replace(positions=place))
+  speech = jax.tree.map(rows, batch.speech)
+  if speech is not None:
+    speech = speech.replace(positions=PartitionSpec(*lead, None, *speech.text[len(lead) :]))
+  return specs.replace(media=jax.tree.map(rows, batch.media), tokens=specs.tokens.replace(positions=place), speech=speech)
 
 
 def update_ema(ema: Params | None, trainable: Params, decay: float) -> Any:
@@ -210,15 +175,20 @@ def take_unless_bad(old: TrainState, new: TrainState, grad_norm: Array, total: A
 
 
 def _metrics(sums: Metrics, weight: Array, grad_norm: Array, rate: Array, state: TrainState) -> Metrics:
-  means = {name: sums[name] / weight for name in ('total', 'cross_entropy', 'balance', 'router_z', 'busiest') if name in sums}
-  metrics = {'loss': means.pop('total'), **means, 'grad_norm': grad_norm, 'rate': rate}
+  """weight: by which the loss is yet to be divided."""
+  metrics = {'loss': sums['total'] / weight, 'grad_norm': grad_norm, 'rate': rate}
+  if 'weight' in sums:
+    of_text = jnp.where(sums['weight'] > 0, sums['weight'], 1)
+    metrics |= {name: sums[name] / of_text for name in ('cross_entropy', 'balance', 'router_z', 'busiest') if name in sums}
   metrics |= {'skipped': state.skipped, 'skipped_in_a_row': state.skipped_in_a_row}
   metrics |= {name: sums[name] for name in ('lost', 'tokens', 'weight') if name in sums}
   if 'lost' in sums:
     metrics['lost_share'] = sums['lost'].astype(jnp.float32) / jnp.maximum(sums['routed'], 1)
-  for i, kind in enumerate(KINDS):
+  for i, kind in enumerate(KINDS if 'weight_by_kind' in sums else ()):
     metrics[f'weight/{kind}'] = sums['weight_by_kind'][i]
     metrics[f'cross_entropy/{kind}'] = sums['loss_by_kind'][i] / jnp.maximum(sums['weight_by_kind'][i], 1e-9)
+  if 'speech' in sums:
+    metrics |= speech_metrics(sums['speech'])
   for name, value in sums.items():
     source, _, key = name.rpartition('/')
     if key == 'loss':
@@ -247,13 +217,14 @@ def compiled_step(cfg: OmniConfig, recipe: Recipe, mesh) -> Callable[[TrainState
 
 
 def eval_sums(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBatch], Metrics]:
-  """(state, batch) -> sums of cross-entropy and weights, in all and by kind, of the averaged weights where they are kept."""
+  """(state, batch) -> sums of cross-entropy and weights, in all and by kind, and of speech (all frames of it), of the averaged
+  weights where they are kept."""
   roles = assign_roles(cfg, recipe)
 
   def run(state: TrainState, batch: TrainBatch) -> Metrics:
     trainable = state.trainable if state.ema is None else state.ema
     params = compute_params(trainable, jnp.dtype(recipe.step.dtype))
     _, sums = loss_sums(params, state.frozen, shard_batch(batch), cfg=cfg, recipe=recipe, roles=roles)
-    return {name: sums[name] for name in ('cross_entropy', 'weight', 'loss_by_kind', 'weight_by_kind')}
+    return {name: sums[name] for name in ('cross_entropy', 'weight', 'loss_by_kind', 'weight_by_kind', 'speech') if name in sums}
 
   return run

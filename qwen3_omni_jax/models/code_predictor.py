@@ -155,14 +155,14 @@ def code_predictor_forward(
   code0_embedding: Float[Array, 'B D'],
   codes: Int[Array, 'B Q-1'],
   *,
-  remat: bool = False,
+  remat: bool | str = False,
 ) -> Float[Array, 'B Q-1 V']:
   """Logits of codes 1 .. Q-1 given all codes before each (teacher forcing), float32. B is frames, of any utterances."""
   B, rest = codes.shape
   known = params['embed'][jnp.arange(rest - 1), codes[:, :-1]].astype(hidden.dtype)
   x = jnp.concatenate([hidden[:, None], code0_embedding[:, None].astype(hidden.dtype), known], axis=1)
   positions = jnp.broadcast_to(jnp.arange(rest + 1, dtype=jnp.int32), (B, rest + 1))
-  x, _ = forward(params['layers'], cfg.code_predictor, x, positions, jnp.ones_like(positions), remat=remat)
+  x, _, _ = forward(params['layers'], cfg.code_predictor, x, positions, jnp.ones_like(positions), remat=remat)
   x = rms_norm(x[:, 1:], params['norm'], cfg.code_predictor.rms_norm_eps)
   # With Q first, as XLA on CPU multiplies in bfloat16 with a float32 result; it cannot do so in the order 'BQV'.
   y = jnp.einsum('BQD,QDV->QBV', x, params['head'].astype(x.dtype), preferred_element_type=jnp.float32)

@@ -5,9 +5,13 @@ is the sum of two tracks: the codes of the previous frame (see models.code_predi
 text.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.struct
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from ..config import TalkerConfig
 from ..nn.cache import KVCache
@@ -192,11 +196,24 @@ def talker_forward(
   positions: Float[Array, '3 B T'],
   segment: Int[Array, 'B T'],
   *,
-  remat: bool = False,
+  remat: bool | str = False,
   dispatch: Dispatch = LOSSLESS,
-) -> tuple[Float[Array, 'B T D'], Trace]:
-  """Whole sequences of input embeddings without a cache: (hidden after the final norm, trace). dispatch: see nn.moe."""
-  x, trace = forward(params['layers'], cfg.text, shard_rows(embeds), positions, segment, remat=remat, dispatch=dispatch)
+  router_dtype: DTypeLike | None = None,
+  observe: Callable = Trace,
+) -> tuple[Float[Array, 'B T D'], Any]:
+  """Whole sequences of input embeddings without a cache: (hidden after the final norm, what was observed, by default a Trace).
+  dispatch, router_dtype, observe: see nn.decoder.forward."""
+  x, trace, _ = forward(
+    params['layers'],
+    cfg.text,
+    shard_rows(embeds),
+    positions,
+    segment,
+    remat=remat,
+    dispatch=dispatch,
+    router_dtype=router_dtype,
+    observe=observe,
+  )
   return rms_norm(x, params['norm'], cfg.text.rms_norm_eps), trace
 
 

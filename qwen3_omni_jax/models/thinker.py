@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from ..config import ThinkerConfig
 from ..nn.cache import KVCache
-from ..nn.decoder import Deepstack, Trace, decoder_spec, extend, forward, prefill
+from ..nn.decoder import Deepstack, Trace, decoder_spec, extend, forward, forward_to, prefill
 from ..nn.expert_parallel import LOSSLESS, Dispatch
 from ..nn.layers import rms_norm
 from ..nn.params import Param, Spec, declare
@@ -104,11 +104,12 @@ def thinker_forward(
   dispatch: Dispatch = LOSSLESS,
   router_dtype: DTypeLike | None = None,
   observe: Callable = Trace,
+  tap_layer: int | None = None,
 ) -> tuple[ThinkerOut, Any]:
   """Whole sequences without a cache: training, scoring, parity tests. dispatch: of tokens to experts on a mesh. router_dtype:
-  of the router's logits. observe: what is kept of each layer (see nn.decoder.forward)."""
+  of the router's logits. observe: what is kept of each layer (see nn.decoder.forward). tap_layer: as in thinker_prefill."""
   embeds, deepstack = embed_inputs(params, tokens, features, dtype)
-  x, trace = forward(
+  x, trace, tap = forward(
     params['layers'],
     cfg.text,
     embeds,
@@ -119,8 +120,25 @@ def thinker_forward(
     dispatch=dispatch,
     router_dtype=router_dtype,
     observe=observe,
+    tap_layer=tap_layer,
   )
-  return ThinkerOut(rms_norm(x, params['norm'], cfg.text.rms_norm_eps), embeds), trace
+  return ThinkerOut(rms_norm(x, params['norm'], cfg.text.rms_norm_eps), embeds, tap), trace
+
+
+def thinker_tap(
+  params: Params,
+  cfg: ThinkerConfig,
+  tokens: ThinkerTokens,
+  features: Features,
+  *,
+  tap_layer: int,
+  dtype=jnp.float32,
+  dispatch: Dispatch = LOSSLESS,
+) -> Float[Array, 'B T D']:
+  """The tap of thinker_forward alone: the layers above it are not computed. Of a frozen Thinker (see nn.decoder.forward_to)."""
+  embeds, deepstack = embed_inputs(params, tokens, features, dtype)
+  layers, positions = params['layers'], tokens.positions
+  return forward_to(layers, cfg.text, embeds, positions, tokens.segment, deepstack, tap_layer=tap_layer, dispatch=dispatch)
 
 
 def thinker_prefill(

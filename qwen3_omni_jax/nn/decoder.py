@@ -141,26 +141,64 @@ def forward(
   dispatch: Dispatch = LOSSLESS,
   router_dtype: DTypeLike | None = None,
   observe: Callable[[Array, Routing | None], Any] = Trace,
-) -> tuple[Float[Array, 'B T D'], Any]:
+  tap_layer: int | None = None,
+) -> tuple[Float[Array, 'B T D'], Any, Float[Array, 'B T D'] | None]:
   """Every layer over whole sequences, no cache. segment: document of each token, 0 = padding, which takes no experts.
 
   dispatch: how tokens reach their experts on a mesh. router_dtype: of the router's logits; None: that of x, as in the reference.
   observe(output before deepstack, routing) is kept of each layer, stacked: by default a Trace, which costs memory only if it is
-  used; a training loss keeps sums.
+  used; a training loss keeps sums. Returns (output, what was observed, the input of layer `tap_layer` before deepstack, or None).
   """
+  step = _whole_step(cfg, positions, segment, deepstack, dispatch, router_dtype)
+
+  def body(carry, inputs):
+    (x, tap), (p, layer) = carry, inputs
+    hidden, x, routing = step(x, p, layer)
+    tap = None if tap is None else jnp.where(layer == tap_layer - 1, hidden, tap)
+    return (x, tap), observe(hidden, routing)
+
+  begin = (x, None if tap_layer is None else x)
+  (x, tap), observed = jax.lax.scan(rematerialised(body, remat), begin, (layers, jnp.arange(cfg.num_hidden_layers)))
+  return x, observed, tap
+
+
+def forward_to(
+  layers: Params,
+  cfg: TextConfig,
+  x: Float[Array, 'B T D'],
+  positions: Array,
+  segment: Int[Array, 'B T'],
+  deepstack: Deepstack | None = None,
+  *,
+  tap_layer: int,
+  dispatch: Dispatch = LOSSLESS,
+) -> Float[Array, 'B T D']:
+  """The tap of `forward` alone, without the layers above it. Not to be differentiated: a layer's weights are indexed in the whole
+  stack, whose gradient would be added up as a whole at every layer."""
+  step = _whole_step(cfg, positions, segment, deepstack, dispatch, None)
+
+  def body(carry, layer):
+    x, _ = carry
+    p = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), layers)
+    hidden, x, _ = step(x, p, layer)
+    return (x, hidden), None
+
+  return jax.lax.scan(body, (x, x), jnp.arange(tap_layer))[0][1]
+
+
+def _whole_step(cfg: TextConfig, positions: Array, segment: Array, deepstack: Deepstack | None, dispatch, router_dtype):
+  """(x, parameters of a layer, its number) -> (its output before deepstack, and after, routing), of whole sequences."""
   angle = rope_angles(cfg, positions)
 
   def attend(q, k, v):
     return attention(q, k, v, q_segment=segment, k_segment=segment, causal=True), None
 
-  def step(x, inputs):
-    p, layer = inputs
+  def step(x, p, layer):
     experts = Experts.of_layer(p['moe']['experts']) if cfg.num_experts else None
     hidden, routing, _ = _layer(p, cfg, x, angle, attend, experts, dispatch, segment != 0, router_dtype)
-    x = deepstack.add(hidden, layer) if deepstack is not None else hidden
-    return x, observe(hidden, routing)
+    return hidden, deepstack.add(hidden, layer) if deepstack is not None else hidden, routing
 
-  return jax.lax.scan(rematerialised(step, remat), x, (layers, jnp.arange(cfg.num_hidden_layers)))
+  return step
 
 
 def prefill(

@@ -40,8 +40,12 @@ def is_int8(x) -> bool:
 
 def summed_axes(path: str, param: Param) -> tuple[int, ...]:
   """The axes a matrix is contracted over, () for an array that is not kept as int8. path: 'thinker/layers/attn/q'."""
-  names = path.split('/')
-  if names[0] not in PARTS or names[-1] not in _MATRICES or 'conv_taps' in param.axes:
+  return matrix_axes(path, param) if path.split('/')[0] in PARTS else ()
+
+
+def matrix_axes(path: str, param: Param) -> tuple[int, ...]:
+  """The axes a linear layer's matrix is contracted over, of any part; () for what is none, as the code predictor's heads."""
+  if path.split('/')[-1] not in _MATRICES or 'conv_taps' in param.axes or 'codebook' in param.axes:
     return ()
   first = next(i for i, axis in enumerate(param.axes) if axis not in STACKED)
   last = next(i for i in range(first, len(param.shape)) if math.prod(param.shape[first : i + 1]) == param.fan_in)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..shapes import Array, Float
-from .int8 import STACKED, summed_axes
+from .int8 import STACKED, matrix_axes
 from .params import Param
 
 
@@ -42,7 +42,7 @@ def is_lora(x) -> bool:
 
 def lora_spec(path: str, param: Param, rank: int) -> dict[str, Param] | None:
   """{'a': …, 'b': …} for the matrix of that path ('thinker/layers/attn/q'); None for what is no matrix of a linear layer."""
-  axes = summed_axes(path, param)
+  axes = matrix_axes(path, param)
   if not axes or 'patch' in param.axes:
     return None
   first, last = axes[0], axes[-1] + 1

@@ -4,12 +4,12 @@ import dataclasses
 from typing import Any
 
 from qwen3_omni_jax.config import OmniConfig
-from qwen3_omni_jax.flops import Work, forward_flops, train_flops
+from qwen3_omni_jax.flops import Work, forward_flops
 from qwen3_omni_jax.train.config import Run
 from qwen3_omni_jax.train.config_file import to_data
 from qwen3_omni_jax.train.geometry import lane_shape
 from qwen3_omni_jax.train.state import assign_roles
-from qwen3_omni_jax.train.utilisation import learning
+from qwen3_omni_jax.train.utilisation import trained_flops
 
 FRAME_PATCHES = 1024  # of an image of 512 x 512, or of two frames of a video: what the room for pictures is taken to hold
 JOBS = ('train', 'prefill', 'decode', 'speech')
@@ -81,4 +81,4 @@ def flops_of(cfg: OmniConfig, job: Job) -> dict[str, float]:
   """FLOPs by 'part.kind' over all devices."""
   if job.run is None:
     return forward_flops(cfg, work_of(cfg, job))
-  return train_flops(cfg, work_of(cfg, job), *learning(assign_roles(cfg, job.run)))
+  return trained_flops(cfg, assign_roles(cfg, job.run), work_of(cfg, job), job.run.speech)

@@ -22,7 +22,7 @@ def test_a_model_in_training_answers_as_the_merged_one_does(tiny_folder):
   """LoRA on attention and experts, on a mesh; against a model loaded from its folder, on one device, with the merged weights."""
   cfg, mesh = load_config(tiny_folder), make_mesh({'fsdp': 2}, jax.devices()[:2])
   recipe = Recipe(lora=(LoraPart('thinker/layers/(attn/[qo]|moe/experts/down)$', 2, 3.0),))
-  params = load_params(tiny_folder, cfg, parts=PARTS, shardings=load_shardings(cfg, mesh))
+  params = load_params(tiny_folder, cfg, parts=PARTS, shardings=load_shardings(cfg, recipe, mesh))
   state, roles = init_state(params, cfg, recipe, mesh), assign_roles(cfg, recipe)
   rng = np.random.default_rng(0)
   changed = {path: jax.device_put(rng.standard_normal(p.shape, np.float32), p.sharding) for path, p in state.trainable.items()}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from qwen3_omni_jax.train import step as step_module
+from qwen3_omni_jax.train import thinker_loss
 from qwen3_omni_jax.train.config import LoraPart, Loss, Optimiser, Part, Recipe, Run, Step
 from qwen3_omni_jax.train.config_file import read
 from qwen3_omni_jax.train.optimiser import moments_by_name
@@ -172,7 +172,7 @@ def test_router_logits_are_float32_in_training(monkeypatch):
   x, router = jnp.full((1, 1, 2), 1, jnp.bfloat16), jnp.array([[1.0, 1.0], [0.0, 1e-3]])
   assert route(x, router, 1, True, jnp.float32).experts.item() == 1 and route(x, router, 1, True).experts.item() == 0
   asked = []
-  monkeypatch.setattr(step_module, 'thinker_forward', lambda *args, **options: asked.append(options['router_dtype']) or 1 / 0)
+  monkeypatch.setattr(thinker_loss, 'thinker_forward', lambda *args, **options: asked.append(options['router_dtype']) or 1 / 0)
   sums_fn = functools.partial(loss_sums, cfg=batches.config(), recipe=EXACT, roles=assign_roles(batches.config(), EXACT))
   with pytest.raises(ZeroDivisionError):
     jax.eval_shape(sums_fn, flatten(batches.params()), {}, batches.batch())
