@@ -9,7 +9,7 @@ from typing import Literal
 
 from qwen3_omni_jax.media.processor import Media
 
-Form = Literal['chat', 'document']
+Form = Literal['chat', 'document', 'speech']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +136,13 @@ class WeightAt:
 class SourceConfig:
   """Records of one kind. path: a file or a pattern with *; the ending says the format.
 
-  weight: share of the tokens (those of media included), relative to the other sources'. schedule: weights at points, linear
-  between them and constant outside, in place of weight. All sources have one of the two or none has; without, every record counts
-  alike. epochs: how often a source with a share may be read at most; then the others take its place. form: 'chat' or 'document'.
-  media_root: media paths are relative to it and must lie in it; default the file's folder. fps, audio_in_video: for videos,
-  where a record says nothing. thinking: learn <think> … </think> too. ignore: keys of the records to pass over.
+  weight: share of the tokens (those of media included, and positions of speech), relative to the other sources'. schedule:
+  weights at points, linear between them and constant outside, in place of weight. All sources have one of the two or none has;
+  without, every record counts alike. epochs: how often a source with a share may be read at most; then the others take its place.
+  form: 'chat', 'document' or 'speech' (text read aloud). media_root: media paths are relative to it and must lie in it; default
+  the file's folder. fps, audio_in_video: for videos, where a record says nothing. thinking: learn <think> … </think> too. ignore:
+  keys of the records to pass over. codes: a folder of `qwen3-omni codes` with the recordings that are to be said. speaker: who
+  says them, where a record names nobody.
   """
 
   path: str = ''
@@ -154,6 +156,8 @@ class SourceConfig:
   audio_in_video: bool = False
   thinking: bool = True
   ignore: tuple[str, ...] = ()
+  codes: str = ''
+  speaker: str = ''
 
   @property
   def weighted(self) -> bool:
@@ -199,8 +203,9 @@ class DataConfig:
   threads instead. restart: if the data are not those of the checkpoint, begin them; otherwise that is an error.
   max_image_pixels, max_video_pixels: larger pictures (frames) are shrunk to it, as the processor shrinks to its own limit.
   media: who chooses frames and sizes, 'processor' or 'utils' (docs/data.md).
-  per_device: rows, lanes, audio_s and visual_patches are for each device, or group of devices along the mesh axes context and
-  tensor; a run multiplies them by their number (train.geometry).
+  speech_rows, speech_length: rows of the Talker in a batch, and the positions of each; with 0 rows no speech is read, and an
+  answer with audio is a bad record. per_device: rows, lanes, audio_s, visual_patches and speech_rows are for each device, or
+  group of devices along the mesh axes context and tensor; a run multiplies them by their number (train.geometry).
   """
 
   sources: tuple[SourceConfig, ...] = ()
@@ -210,6 +215,8 @@ class DataConfig:
   audio_s: int = 0
   visual_patches: int = 0
   visual_row: int = 1024
+  speech_rows: int = 0
+  speech_length: int = 2048
   buffer: int = 64
   seed: int = 0
   shuffle: bool = True

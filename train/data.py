@@ -22,6 +22,7 @@ from qwen3_omni_jax.media.processor import Processor
 
 from .bad_records import check_bad
 from .batch import TrainBatch
+from .codes import Codes, open_codes
 from .config import DataConfig, SourceConfig, WeightAt
 from .data_state import VERSION, Counts, LaneState, bad_and_read, fingerprint, merge_states, saved_lanes
 from .decode import Decoded, Decoder, decode_record
@@ -34,6 +35,7 @@ from .order import WINDOW, Dealing, GroupOrder, Pieces, RecordOrder
 from .packing import assemble_batch, fill_stats
 from .records import KINDS, Rules
 from .sources import Source, open_source
+from .spoken import SpeechRules, check_codebooks
 
 __all__ = ['DataConfig', 'ExampleStream', 'Loader', 'SourceConfig', 'WeightAt', 'make_loader', 'merge_states']
 
@@ -71,7 +73,8 @@ class Loader:
     self.sources = [open_source(source.path, indices) for source in cfg.sources]
     for source in self.sources:
       source.groups.size = (WINDOW + 1) * each  # what its lanes read at the same time, and a bit of the next window
-    self.fingerprint = fingerprint(cfg, self.sources)
+    self.codes = _open_codes(cfg, processor)
+    self.fingerprint = fingerprint(cfg, self.sources, self.codes)
     self._thread: threading.Thread | None = None
     self._start(state)
 
@@ -122,7 +125,7 @@ class Loader:
 
     decoder = None
     try:
-      readers = _readers(self.cfg, self.sources, self.processor)
+      readers = _readers(self.cfg, self.sources, self.codes, self.processor)
       decoder = Decoder(self.sources, readers, self.cfg.threads, self.cfg.workers)
       depth = max(2, min(decoder.parallel, self.cfg.buffer))
       streams_of = _Streams(self.cfg, self.sources)
@@ -239,7 +242,7 @@ class ExampleStream:
   def __init__(self, cfg: DataConfig, processor: Processor, lane: int = 0, stream: int = 0):
     """stream: the number of the source in a mixture with weights, else 0."""
     self.sources = [open_source(source.path) for source in cfg.sources]
-    self.readers = _readers(cfg, self.sources, _resized(processor, cfg))
+    self.readers = _readers(cfg, self.sources, _open_codes(cfg, processor), _resized(processor, cfg))
     self.stream = _Streams(cfg, self.sources).of_lane(lane)[stream]
 
   def __getitem__(self, k: int) -> Decoded:
@@ -282,13 +285,28 @@ class _Streams:
     ]
 
 
-def _readers(cfg: DataConfig, sources: Sequence[Source], processor: Processor) -> list[Reader]:
+def _open_codes(cfg: DataConfig, processor: Processor) -> list[Codes | None]:
+  """Of each source; None where it has none, and where there is no room for speech. Raises ValueError for codes that the
+  checkpoint cannot say."""
+  if not cfg.speech_rows:
+    return [None] * len(cfg.sources)
+  opened = [open_codes(source.codes) if source.codes else None for source in cfg.sources]
+  for codes in opened:
+    if codes is not None:
+      check_codebooks(codes, processor.cfg)
+  return opened
+
+
+def _readers(cfg: DataConfig, sources: Sequence[Source], codes: Sequence[Codes | None], processor: Processor) -> list[Reader]:
   special, shape = SpecialIds.of(processor.cfg, processor.tokenizer), lane_shape(cfg, processor.cfg)
   readers = []
-  for source, files in zip(cfg.sources, sources, strict=True):
+  for source, files, recordings in zip(cfg.sources, sources, codes, strict=True):
     own = copy.copy(processor)
     own.media_root = pathlib.Path(source.media_root or files.shards[0].path.parent)
-    rules = Rules(source.form, source.fps, source.audio_in_video, source.thinking, source.ignore, cfg.length, cfg.split_documents)
+    speech = SpeechRules(source.speaker, recordings) if cfg.speech_rows else None
+    rules = Rules(
+      source.form, source.fps, source.audio_in_video, source.thinking, source.ignore, cfg.length, cfg.split_documents, speech
+    )
     readers.append(Reader(_name(source), rules, own, special, shape))
   return readers
 

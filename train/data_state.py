@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from .codes import Codes
 from .config import DataConfig
 from .sources import Source
 
@@ -13,7 +14,8 @@ log = logging.getLogger(__name__)
 VERSION = 2
 # What order and packing do not depend on. Sources are compared one by one, without their paths: files may be moved.
 _MAY_CHANGE = {'sources', 'max_bad', 'workers', 'threads', 'prefetch_batches', 'restart'}
-_SOURCE_MAY_CHANGE = {'path', 'media_root', 'name'}
+_SOURCE_MAY_CHANGE = {'path', 'media_root', 'name', 'codes', 'speaker'}  # codes, speaker: compared where there is room for speech
+_OF_SPEECH = {'speech_rows', 'speech_length'}
 
 
 @dataclasses.dataclass
@@ -55,11 +57,15 @@ class LaneState:
     return cls(list(data['taken']), list(data['accounts']), counts, data['tokens'], waiting)
 
 
-def fingerprint(cfg: DataConfig, sources: Sequence[Source]) -> dict[str, Any]:
-  """Everything that the order of the records, what is in them and their packing depend on."""
-  out: dict[str, Any] = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in _MAY_CHANGE}
+def fingerprint(cfg: DataConfig, sources: Sequence[Source], codes: Sequence[Codes | None]) -> dict[str, Any]:
+  """Everything that the order of the records, what is in them and their packing depend on. codes: of each source."""
+  ignored = _MAY_CHANGE if cfg.speech_rows else _MAY_CHANGE | _OF_SPEECH
+  out: dict[str, Any] = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in ignored}
   for i, (source, files) in enumerate(zip(cfg.sources, sources, strict=True)):
     same = {k: v for k, v in dataclasses.asdict(source).items() if k not in _SOURCE_MAY_CHANGE}
+    if cfg.speech_rows:
+      own = codes[i]
+      same |= {'speaker': source.speaker, 'codes': None if own is None else own.fingerprint()}
     lists = {'ignore': list(source.ignore), 'schedule': [[p.tokens, p.weight] for p in source.schedule]}
     out[f'sources[{i}]'] = same | lists | {'records': len(files), 'contents': files.fingerprint()}
   return out

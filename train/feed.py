@@ -22,7 +22,7 @@ def check_shared_out(data: DataConfig, mesh, name: str = 'data') -> None:
   """Raises ValueError where devices would repeat one another's work, with the factor.
 
   That is: where not all batch axes divide the rows, or `context` does not divide the length. Also for lanes that the devices do
-  not divide, whose media they would share. name: of these data in the configuration.
+  not divide, whose media and speech they would share. name: of these data in the configuration.
   """
   rows, length, lanes = data.rows, data.length, data.lanes
   sizes = {axis: mesh.shape[axis] for axis in (*BATCH_AXES, 'context') if mesh.shape[axis] > 1}
@@ -36,9 +36,9 @@ def check_shared_out(data: DataConfig, mesh, name: str = 'data') -> None:
       f'{name}: {rows} rows of {length} tokens on a mesh of {shape}: each is computed by {idle} devices, all the same. '
       f'Make {name}.rows a multiple of {devices}{cut}, or choose another mesh'
     )
-  if (data.audio_s or data.visual_patches) and lanes % devices:
+  if (data.audio_s or data.visual_patches or data.speech_rows) and lanes % devices:
     raise ValueError(
-      f'{name}: {lanes} lanes on a mesh of {shape}: devices would share media; make {name}.lanes a multiple of {devices}'
+      f'{name}: {lanes} lanes on a mesh of {shape}: devices would share them; make {name}.lanes a multiple of {devices}'
     )
 
 

@@ -77,7 +77,8 @@ def _smaller(example: Example, room: int, shape: LaneShape, cfg: ThinkerConfig) 
   if not media or Bins.of(shape).fits(size):
     return None
   block, used = cfg.vision.spatial_merge_size**2, sum(media)
-  within = min(shape.visual_rows * shape.patches, used - block * max(size.tokens - shape.length, 0))
+  over = max(size.tokens - shape.length, max(size.speech, default=0) - shape.speech_length, 0)  # the Talker sees them too
+  within = min(shape.visual_rows * shape.patches, used - block * over)
   if within < block * len(media):
     return None
   if within < used:

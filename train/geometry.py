@@ -10,8 +10,15 @@ from qwen3_omni_jax.sharding import BATCH_AXES
 
 from .config import DataConfig, Run
 from .room import LaneShape
+from .utterances import OPENING
 
-SIZES = ('rows', 'lanes', 'audio_s', 'visual_patches')  # of DataConfig, that are numbers per device with `per_device`
+SIZES = (
+  'rows',
+  'lanes',
+  'audio_s',
+  'visual_patches',
+  'speech_rows',
+)  # of DataConfig, that are numbers per device with `per_device`
 
 
 def row_groups(mesh: Mapping[str, int]) -> int:
@@ -42,7 +49,7 @@ def _resolved(data: DataConfig, groups: int, begun: Mapping[str, Any] | None, na
     return data
   sizes = {field: getattr(data, field) * groups for field in SIZES}
   if begun and not begun.get('per_device', False) and begun.get('length') == data.length:
-    sizes = {field: begun[field] for field in SIZES}
+    sizes = {field: begun.get(field, 0) for field in SIZES}  # speech_rows: not in runs of before there were any
     if sizes['rows'] % groups:
       raise ValueError(
         f'{name}: the run was begun with {sizes["rows"]} rows a batch, which {groups} groups of devices cannot share out evenly; '
@@ -58,6 +65,8 @@ def lane_shape(data: DataConfig, cfg: OmniConfig) -> LaneShape:
   audio_rows, visual_rows = -(-data.audio_s // chunks), -(-data.visual_patches // max(data.visual_row, 1))
   lowest = dict.fromkeys(('rows', 'lanes', 'buffer', 'threads', 'prefetch_batches'), 1)
   lowest |= {'length': 2, 'visual_row': block} | dict.fromkeys(('audio_s', 'visual_patches', 'workers', 'max_bad'), 0)
+  talker = cfg.talker
+  lowest |= {'speech_rows': 0} | ({'speech_length': OPENING + 2} if data.speech_rows > 0 else {})
   if data.per_device:
     raise ValueError('data: sizes are per device (per_device); train.geometry.resolve makes them those of a batch')
   problems = [
@@ -76,6 +85,13 @@ def lane_shape(data: DataConfig, cfg: OmniConfig) -> LaneShape:
   ):
     if number % lanes:
       problems.append(f'{name} {getattr(data, name)} makes {number} encoder rows of {unit}: expected a multiple of lanes {lanes}')
+  if data.speech_rows % lanes:
+    problems.append(f'speech_rows {data.speech_rows}: expected a multiple of lanes {lanes}')
+  if data.speech_rows and talker is None:
+    problems.append(f'speech_rows {data.speech_rows}: this checkpoint has no Talker (Thinking and Captioner variants write only)')
   if problems:
     raise ValueError('data: ' + '; '.join(problems))
-  return LaneShape(data.rows // lanes, data.length, audio_rows // lanes, chunks, visual_rows // lanes, data.visual_row)
+  media = (audio_rows // lanes, chunks, visual_rows // lanes, data.visual_row)
+  if talker is None or not data.speech_rows:
+    return LaneShape(data.rows // lanes, data.length, *media)
+  return LaneShape(data.rows // lanes, data.length, *media, data.speech_rows // lanes, data.speech_length, talker.num_code_groups)

@@ -148,7 +148,7 @@ class Lane:
       self.on_bad(self.bad_records[-1])
       return True
     self.waiting += items
-    tokens = sum(item.size.tokens for item in items)
+    tokens = sum(item.size.cost for item in items)
     state.tokens += tokens
     if self.mixture is not None:
       self.mixture.pay(state.accounts, weights, stream, tokens)

@@ -59,16 +59,28 @@ def chat_mask(ids: np.ndarray, learnt: Sequence[bool], special: SpecialIds, thin
   """bool 'T': of every assistant turn with learnt[turn], what follows `<|im_start|>assistant` and its line break, up to and
   with `<|im_end|>`.
 
-  thinking: learn <think> … </think> and the blank line after it too. Raises ValueError if the prompt has another number of
-  assistant turns than learnt says, or one without an end, or words that begin with a line break (the tokenizer joins it to the
-  role's own, so that the model could never say it).
+  thinking: learn <think> … </think> and the blank line after it too. Raises ValueError as assistant_turns does.
+  """
+  mask = np.zeros(len(ids), bool)
+  for learn, (begin, end) in zip(learnt, assistant_turns(ids, len(learnt), special), strict=True):
+    if learn:
+      mask[begin : end + 1] = True
+      if not thinking and special.think is not None:
+        _drop_reasoning(ids, mask, begin, end, special)
+  return mask & document_mask(ids, special)
+
+
+def assistant_turns(ids: np.ndarray, count: int, special: SpecialIds) -> list[tuple[int, int]]:
+  """(first token of the words, their <|im_end|>) of each of the `count` assistant turns.
+
+  Raises ValueError if the prompt has another number of them, or one without an end, or words that begin with a line break (the
+  tokenizer joins it to the role's own, so that the model could never say it).
   """
   starts = np.flatnonzero((ids[:-1] == special.turn) & (ids[1:] == special.assistant))
-  if len(starts) != len(learnt):
-    raise ValueError(f'the chat template writes {len(starts)} assistant turns, the record has {len(learnt)}')
-  mask = np.zeros(len(ids), bool)
-  ends = np.flatnonzero(ids == special.end)
-  for turn, (start, learn) in enumerate(zip(starts.tolist(), learnt, strict=True)):
+  if len(starts) != count:
+    raise ValueError(f'the chat template writes {len(starts)} assistant turns, the record has {count}')
+  turns, ends = [], np.flatnonzero(ids == special.end)
+  for turn, start in enumerate(starts.tolist()):
     begin = start + 3
     after = ends[np.searchsorted(ends, start) :]
     if not len(after):
@@ -78,11 +90,8 @@ def chat_mask(ids: np.ndarray, learnt: Sequence[bool], special: SpecialIds, thin
         f'assistant turn {turn + 1} begins with white space, which the tokenizer joins to the line break before '
         'it: remove it from the record'
       )
-    if learn:
-      mask[begin : int(after[0]) + 1] = True
-      if not thinking and special.think is not None:
-        _drop_reasoning(ids, mask, begin, int(after[0]), special)
-  return mask & document_mask(ids, special)
+    turns.append((begin, int(after[0])))
+  return turns
 
 
 def _drop_reasoning(ids: np.ndarray, mask: np.ndarray, begin: int, end: int, special: SpecialIds) -> None:

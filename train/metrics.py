@@ -211,7 +211,12 @@ def _input_stats(stats: Sequence[dict[str, Any]], records: bool) -> dict[str, An
   total = lambda name: sum(s.get(name, 0) for s in stats)
   input_stats: dict[str, Any] = {name: total(name) for name in ('records', 'flops')}
   input_stats['bad'] = max((s.get('bad', 0) for s in stats), default=0)  # so far
-  for name, key in (('tokens', 'padding'), ('audio_s', 'padding_audio'), ('patches', 'padding_visual')):
+  for name, key in (
+    ('tokens', 'padding'),
+    ('audio_s', 'padding_audio'),
+    ('patches', 'padding_visual'),
+    ('speech', 'padding_speech'),
+  ):
     if room := total(f'{name}_room'):
       input_stats[key] = 1 - total(name) / room
   if records:

@@ -18,9 +18,10 @@ from qwen3_omni_jax.media.image import ImageSettings, normalise_rows
 from qwen3_omni_jax.media.inputs import ModelInputs
 from qwen3_omni_jax.models.thinker import ThinkerTokens
 
-from .batch import TrainBatch
+from .batch import SpeechRows, TrainBatch
 from .records import Example
 from .room import LaneShape, audio_windows, visual_frames
+from .utterances import Utterance
 
 _THREADS = 4  # that normalise patches
 
@@ -33,6 +34,7 @@ class PlacedExample:
   row: int
   audio: list[int]
   visual: list[int]
+  speech: list[int]
   source: int = 0
 
 
@@ -45,7 +47,8 @@ def assemble_batch(
 ) -> TrainBatch:
   """The rows of these lanes, each given with its number among all lanes of the run. sources: their names; none: not told.
 
-  Feature indices count through the media of all lanes in order of their numbers, whichever lanes are here. images: how raw
+  Feature indices count through the media of all lanes in order of their numbers, whichever lanes are here, and so do taps through
+  their tokens. images: how raw
   patches are normalised.
   """
   n, (R, T) = len(lanes), (shape.rows, shape.length)
@@ -53,6 +56,7 @@ def assemble_batch(
   positions, weights = np.zeros((3, n * R, T), np.float32), np.zeros((n * R, T), np.float32)
   audio = _AudioRows(n, shape, cfg) if shape.audio_rows else None
   visual = _VisualRows(n, shape, cfg, images) if shape.visual_rows else None
+  speech = _SpeechRows(n, shape) if shape.speech_rows else None
   audio_index, visual_index = np.full((n * R, T), -1, np.int32), np.full((n * R, T), -1, np.int32)
   visual_ids = (cfg.image_token_id, cfg.video_token_id)
   for here, (lane, placed) in enumerate(lanes):
@@ -60,6 +64,11 @@ def assemble_batch(
     for item in placed:
       inputs, row = item.example.inputs, here * R + item.row
       begin, number = used[item.row], len(inputs.ids)
+      if speech is not None:
+        for utterance, where in zip(item.example.utterances, item.speech, strict=True):
+          speech.add(here, utterance, where, (lane * R + item.row) * T + begin, item.source)
+      if not number:  # text read aloud
+        continue
       used[item.row] += number
       documents[item.row] += 1
       span = slice(begin, begin + number)
@@ -77,7 +86,8 @@ def assemble_batch(
     ids, positions, segment, None if audio is None else audio_index, None if visual is None else visual_index
   )
   media = Media((audio.group,) if audio is not None else (), (visual.group,) if visual is not None else (), lanes=n)
-  return TrainBatch(tokens, media, targets, weights, kind, source if sources else None, sources)
+  spoken = None if speech is None else speech.rows if sources else speech.rows.replace(source=None)
+  return TrainBatch(tokens, media, targets, weights, kind, source if sources else None, sources, spoken)
 
 
 class _AudioRows:
@@ -157,8 +167,42 @@ class _VisualRows:
       list(pool.map(lambda item: normalise_rows(item[0], self.images, item[1]), self.raw))
 
 
+class _SpeechRows:
+  """The Talker's rows being filled."""
+
+  def __init__(self, lanes: int, shape: LaneShape):
+    self.per_lane = shape.speech_rows
+    R, S, Q = lanes * shape.speech_rows, shape.speech_length, shape.codebooks
+    whole = lambda value: np.full((R, S), value, np.int32)
+    self.rows = SpeechRows(
+      text=whole(0),
+      tap=whole(-1),
+      opening=whole(-1),
+      codes=np.full((R, S, Q), -1, np.int32),
+      positions=np.zeros((3, R, S), np.float32),
+      segment=whole(0),
+      weights=np.zeros((R, S), np.float32),
+      source=whole(0),
+    )
+    self.used, self.utterances = [0] * R, [0] * R
+
+  def add(self, here: int, utterance: Utterance, row: int, first: int, source: int) -> None:
+    """first: number of the example's first token among those of the whole batch."""
+    rows, at = self.rows, here * self.per_lane + row
+    span = slice(self.used[at], self.used[at] + len(utterance))
+    self.used[at] += len(utterance)
+    self.utterances[at] += 1
+    rows.text[at, span], rows.opening[at, span] = utterance.text, utterance.opening
+    rows.tap[at, span] = np.where(utterance.tap >= 0, first + utterance.tap, -1)
+    rows.codes[at, span], rows.positions[:, at, span] = utterance.codes, utterance.positions
+    rows.segment[at, span] = self.utterances[at]
+    rows.weights[at, span] = utterance.codes[:, 0] >= 0
+    assert rows.source is not None
+    rows.source[at, span] = source
+
+
 def fill_stats(batch: TrainBatch) -> dict[str, Any]:
-  """How full a batch is: tokens, targets, audio chunks and patches used, and the room there was."""
+  """How full a batch is: tokens, targets, audio chunks, patches and positions of speech used, and the room there was."""
   media = batch.media
   numbers = {
     'tokens': int((batch.tokens.segment != 0).sum()),
@@ -169,4 +213,8 @@ def fill_stats(batch: TrainBatch) -> dict[str, Any]:
     for group in groups:
       segment = np.asarray(group.segment)
       numbers |= {name: int((segment != 0).sum()), f'{name}_room': segment.size}
+  if (speech := batch.speech) is not None:
+    segment = np.asarray(speech.segment)
+    numbers |= {'speech': int((segment != 0).sum()), 'speech_room': segment.size}
+    numbers |= {'speech_frames': int((np.asarray(speech.codes)[..., 1] >= 0).sum()), 'utterances': int(segment.max(axis=1).sum())}
   return numbers

@@ -1,8 +1,10 @@
 """Records to examples: a conversation or a document becomes token ids, a loss mask and decoded media.
 
-Two forms. *chat* is ms-swift's: `{"messages": [{"role", "content"}, …], "images": […], "audios": […], "videos": […]}`, with
+Three forms. *chat* is ms-swift's: `{"messages": [{"role", "content"}, …], "images": […], "audios": […], "videos": […]}`, with
 `<image>`, `<audio>`, `<video>` in the texts where the media stand; contents may also be lists of parts as in the Qwen cookbooks.
 *document* is for continued pretraining: `{"text": "…"}` with the same placeholders and lists, or `{"content": [parts]}`.
+*speech* is text read aloud: `{"text", "audio" or "codes", "speaker"}`. An assistant's turn of a chat may have these keys too; its
+recording is what the Talker is to say, and never a medium that the Thinker hears.
 Runs in worker processes: nothing here imports jax.
 """
 
@@ -20,13 +22,19 @@ from qwen3_omni_jax.media.keys import KEYS, MAX_FRAMES, Kind, is_picture_list
 from qwen3_omni_jax.media.processor import Processor
 
 from .config import Form
-from .mask import SpecialIds, chat_mask, document_mask
+from .mask import SpecialIds, assistant_turns, chat_mask, document_mask
+from .spoken import SPEECH_KEYS, SpeechRules, read_aloud, recordings_apart, spoken_turn, utterance_of_turn
+from .utterances import Utterance
 
 MEDIA: tuple[Kind, ...] = ('image', 'audio', 'video')
 _SOURCES = ('bytes', 'path', 'url')
 _PLACEHOLDER = re.compile(r'<(image|audio|video)>')
 _COMMON = {'id', 'images', 'audios', 'videos', 'fps', 'audio_in_video'}
-_KEYS = {'chat': _COMMON | {'messages', 'tools'}, 'document': _COMMON | {'text', 'content'}}
+_KEYS = {
+  'chat': _COMMON | {'messages', 'tools'},
+  'document': _COMMON | {'text', 'content'},
+  'speech': SPEECH_KEYS | {'id', 'text'},
+}
 _SMALLEST = 1.125  # a frame at its smallest, rounded up to whole blocks of patches, as a multiple of the smallest size
 KINDS = ('text', 'audio', 'image', 'video', 'mixed')  # of an example, by the media in it
 
@@ -36,7 +44,8 @@ class Rules:
   """How the records of one source are read.
 
   fps, audio_in_video: defaults for records that do not set them. thinking: learn the assistant's reasoning too. ignore: keys of
-  the records that are ignored. length: tokens of a row; a longer document is cut into pieces if split says so.
+  the records that are ignored. length: tokens of a row; a longer document is cut into pieces if split says so. speech: None where
+  a batch has no room for it.
   """
 
   form: Form = 'chat'
@@ -46,15 +55,18 @@ class Rules:
   ignore: tuple[str, ...] = ()
   length: int = 8192
   split: bool = False
+  speech: SpeechRules | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One record, or one piece of a long document. learn: bool 'T', which tokens are to be predicted."""
+  """One record, or one piece of a long document. learn: bool 'T', which tokens are to be predicted. utterances: of its spoken
+  answers. Text read aloud has an utterance and no tokens."""
 
   inputs: ModelInputs
   learn: np.ndarray
   kind: int  # index into KINDS
+  utterances: tuple[Utterance, ...] = ()
 
 
 def read_record(
@@ -62,13 +74,15 @@ def read_record(
 ) -> list[Example]:
   """The record's example; several for a long document. video_room: patches that a video may have. Raises ValueError saying
   what is wrong with the record."""
-  known = _KEYS[rules.form]
+  known: set[str] = _KEYS[rules.form]
   unknown = [key for key in record if key not in known and key not in rules.ignore]
   if unknown:
     raise ValueError(
       f'unknown keys {", ".join(map(repr, sorted(unknown)))} in a {rules.form} record; known are {", ".join(sorted(known))} '
       "(others can be named in the source's `ignore`)"
     )
+  if rules.form == 'speech':
+    return [_read_aloud(record, rules, processor, special)]
   options = {
     'fps': _number(record, 'fps', rules.fps),
     'audio_in_video': _flag(record, 'audio_in_video', rules.audio_in_video),
@@ -78,7 +92,7 @@ def read_record(
     examples = [_chat(record, media, options, rules, processor, special)]
   else:
     examples = _document(record, media, options, rules, processor, special)
-  if not any(example.learn[1:].any() for example in examples):
+  if not any(example.utterances or example.learn[1:].any() for example in examples):
     raise ValueError('nothing to learn in it: no words of an assistant, or no text')
   return examples
 
@@ -89,19 +103,39 @@ def _chat(
   messages = record.get('messages')
   if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages) or not messages:
     raise ValueError('messages: expected a list of messages')
-  turns, learnt = [], []
+  turns, learnt, spoken = [], [], []
   for m, message in enumerate(messages):
     message = {key: value for key, value in message.items() if value is not None}
-    if message.get('role') == 'assistant':
+    recordings: list[Any] = []
+    if assistant := message.get('role') == 'assistant':
       learnt.append(_flag(message, 'loss', True))
-    message.pop('loss', None)
-    turns.append(message | {'content': media.place(message.get('content', ''), f'messages[{m}].content')})
+      message, recordings = recordings_apart(message)
+    content = media.place(message.get('content', ''), f'messages[{m}].content')
+    if assistant and isinstance(content, list):  # placeholders
+      message, more = recordings_apart(message | {'content': content})
+      content, recordings = message['content'], recordings + more
+    if assistant:
+      spoken.append(spoken_turn(message, recordings, f'messages[{m}]'))
+    message = {key: value for key, value in message.items() if key != 'loss' and not (assistant and key in SPEECH_KEYS)}
+    turns.append(message | {'content': content})
   media.check()
   tools = record.get('tools')
   if isinstance(tools, str):
     tools = json.loads(tools) if tools else None  # ms-swift writes them as a string
   inputs = processor(turns, add_generation_prompt=False, tools=tools, **options)
-  return Example(inputs, chat_mask(inputs.ids, learnt, special, rules.thinking), _kind(inputs))
+  learn = chat_mask(inputs.ids, learnt, special, rules.thinking)
+  utterances = []
+  spans = assistant_turns(inputs.ids, len(learnt), special) if any(spoken) else ()
+  for speech, learns, (begin, end) in zip(spoken, learnt, spans, strict=False):
+    if speech is not None and learns:
+      utterances.append(utterance_of_turn(speech, inputs, begin, end, rules.speech, processor.cfg, special))
+  return Example(inputs, learn, _kind(inputs), tuple(utterances))
+
+
+def _read_aloud(record: dict[str, Any], rules: Rules, processor: Processor, special: SpecialIds) -> Example:
+  """An utterance without anything that the Thinker reads, as `Omni.speak` says a text."""
+  utterance = read_aloud(record, rules.speech, processor, special)
+  return Example(ModelInputs(np.zeros(0, np.int32), np.zeros((3, 0), np.float32)), np.zeros(0, bool), 0, (utterance,))
 
 
 def _document(

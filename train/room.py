@@ -13,7 +13,8 @@ from .records import Example
 
 @dataclasses.dataclass(frozen=True)
 class LaneShape:
-  """Room in one lane of a batch: rows × length tokens, audio rows of `chunks` 1 s chunks, visual rows of `patches` patches."""
+  """Room in one lane of a batch: rows × length tokens, audio rows of `chunks` 1 s chunks, visual rows of `patches` patches,
+  speech_rows × speech_length positions of the Talker with so many codebooks."""
 
   rows: int
   length: int
@@ -21,6 +22,9 @@ class LaneShape:
   chunks: int
   visual_rows: int
   patches: int
+  speech_rows: int = 0
+  speech_length: int = 0
+  codebooks: int = 0
 
 
 def audio_windows(inputs: ModelInputs, cfg: ThinkerConfig) -> list[tuple[np.ndarray, int]]:
@@ -42,17 +46,23 @@ def visual_frames(inputs: ModelInputs) -> list[tuple[np.ndarray, int, int]]:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleSize:
-  """Room that an example needs: tokens, chunks of each audio window, patches of each frame."""
+  """Room that an example needs: tokens, chunks of each audio window, patches of each frame, positions of each utterance."""
 
   tokens: int
   windows: tuple[int, ...]
   frames: tuple[int, ...]
+  speech: tuple[int, ...] = ()
+
+  @property
+  def cost(self) -> int:
+    """Tokens of the Thinker and positions of the Talker: what a source pays in a mixture."""
+    return self.tokens + sum(self.speech)
 
   @classmethod
   def of(cls, example: Example, cfg: ThinkerConfig) -> 'ExampleSize':
     windows = tuple(-(-len(mel) // cfg.audio.chunk_frames) for mel, _ in audio_windows(example.inputs, cfg))
     frames = tuple(h * w for visual in example.inputs.visuals for t, h, w in [visual.grid] for _ in range(t))
-    return cls(len(example.learn), windows, frames)
+    return cls(len(example.learn), windows, frames, tuple(map(len, example.utterances)))
 
   def check(self, shape: LaneShape) -> None:
     """Raises ValueError if no batch can ever hold it, saying which size to raise."""
@@ -60,13 +70,27 @@ class ExampleSize:
       raise ValueError(f'{self.tokens} tokens; a row has {shape.length} (length)')
     if self.frames and max(self.frames) > shape.patches:
       raise ValueError(f'a picture of {max(self.frames)} patches; an encoder row has {shape.patches} (visual_row)')
+    if self.speech and max(self.speech) > shape.speech_length:
+      raise ValueError(
+        f"{max(self.speech)} positions of speech, the user's turns before it included; "
+        f'a row has {shape.speech_length} (speech_length)'
+      )
     empty = Bins.of(shape)
+    if _best_fit(empty.speech, self.speech) is None:
+      raise ValueError(
+        f'{sum(self.speech)} positions of speech in {len(self.speech)} answers; a lane has {shape.speech_rows} rows of '
+        f'{shape.speech_length} (speech_rows, speech_length)'
+      )
     if not empty.fits(self):
       raise ValueError(
         f'{sum(self.windows)} s of audio in {len(self.windows)} windows and {sum(self.frames)} patches in {len(self.frames)} '
         f'frames; a lane has {shape.audio_rows} audio rows of {shape.chunks} s and {shape.visual_rows} visual rows of '
         f'{shape.patches} patches (audio_s, visual_patches)'
       )
+
+
+# The row of an example, the audio row of each window, the visual row of each frame, the speech row of each utterance.
+Where = tuple[int, list[int], list[int], list[int]]
 
 
 @dataclasses.dataclass
@@ -76,27 +100,40 @@ class Bins:
   text: list[int]
   audio: list[int]
   visual: list[int]
+  speech: list[int]
 
   @classmethod
   def of(cls, shape: LaneShape) -> 'Bins':
-    return cls([shape.length] * shape.rows, [shape.chunks] * shape.audio_rows, [shape.patches] * shape.visual_rows)
+    return cls(
+      [shape.length] * shape.rows,
+      [shape.chunks] * shape.audio_rows,
+      [shape.patches] * shape.visual_rows,
+      [shape.speech_length] * shape.speech_rows,
+    )
 
   def fits(self, size: ExampleSize) -> bool:
     return self._find(size) is not None
 
-  def place(self, size: ExampleSize) -> tuple[int, list[int], list[int]] | None:
-    """(row, audio row of each window, visual row of each frame), taken from the room; None if it does not fit."""
+  def place(self, size: ExampleSize) -> Where | None:
+    """Takes the room for it; None if it does not fit."""
     found = self._find(size)
     if found is None:
       return None
-    (row, self.text), (audio, self.audio), (visual, self.visual) = found
-    return row[0], audio, visual
+    (row, self.text), (audio, self.audio), (visual, self.visual), (speech, self.speech) = found
+    return row[0], audio, visual, speech
 
   def _find(self, size: ExampleSize):
-    text = _best_fit(self.text, (size.tokens,))
-    audio = _best_fit(self.audio, size.windows) if text is not None else None
-    visual = _best_fit(self.visual, size.frames) if audio is not None else None
-    return None if text is None or audio is None or visual is None else (text, audio, visual)
+    found = []
+    for room, sizes in (
+      (self.text, (size.tokens,)),
+      (self.audio, size.windows),
+      (self.visual, size.frames),
+      (self.speech, size.speech),
+    ):
+      if (fit := _best_fit(room, sizes)) is None:
+        return None
+      found.append(fit)
+    return found
 
 
 def _best_fit(room: list[int], sizes: Sequence[int]) -> tuple[list[int], list[int]] | None:
@@ -111,12 +148,12 @@ def _best_fit(room: list[int], sizes: Sequence[int]) -> tuple[list[int], list[in
   return chosen, room
 
 
-def choose_next(bins: Bins, sizes: Sequence[ExampleSize]) -> tuple[int, tuple[int, list[int], list[int]]] | None:
+def choose_next(bins: Bins, sizes: Sequence[ExampleSize]) -> tuple[int, Where] | None:
   """(which, where) of the next example to place, of those waiting in order of arrival; None if none fits.
 
   The first one of an empty lane goes in first, so that none waits for ever; then the longest that fits.
   """
-  for i in sorted(range(len(sizes)), key=lambda i: -sizes[i].tokens):
+  for i in sorted(range(len(sizes)), key=lambda i: -sizes[i].cost):
     if (where := bins.place(sizes[i])) is not None:
       return i, where
   return None

@@ -17,10 +17,11 @@ from ..config import ThinkerConfig
 from ..media.audio import audio_tokens
 from ..media.inputs import ModelInputs
 from ..media.messages import parse_messages
+from ..media.turns import speaker_code, user_tokens
 from .collate import bucket
 from .sampling import Sampling
 from .settings import merge_sampling
-from .talker_inputs import assistant_header, speaker_code, user_tokens
+from .talker_inputs import assistant_header
 from .voice import DEFAULT_SPEAKER, Voice
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
+from ..media.turns import speaker_code
 from ..models.code2wav import init_state, lead_samples, sample_count
 from ..models.talker import OPENING, TextTrack
 from . import speech as device
 from .collate import bucket
-from .talker_inputs import Prompt, speaker_code, talker_inputs
+from .talker_inputs import Prompt, talker_inputs
 from .voice import DEFAULT_SCHEDULE, RATE_HZ, AudioChunk, Speech, Voice
 
 if TYPE_CHECKING:

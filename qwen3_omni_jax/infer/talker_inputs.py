@@ -14,7 +14,8 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import OmniConfig, TalkerConfig
+from ..config import OmniConfig
+from ..media.turns import user_positions, user_tokens
 from ..models.talker import HEADER, OPENING, TextTrack, ThinkerRows, text_track
 from ..models.thinker import embed_tokens
 from ..shapes import Array, Bool, Float, Int, Params
@@ -70,15 +71,6 @@ def talker_inputs(
   return out
 
 
-def user_tokens(ids: Int[np.ndarray, ' T'], cfg: OmniConfig) -> Int[np.ndarray, ' U']:
-  """Indices of the tokens of user turns: '<|im_start|>user' and all up to the next '<|im_start|>'."""
-  starts = np.flatnonzero(ids == cfg.im_start_token_id)
-  ends = np.append(starts[1:], len(ids))
-  is_user = [s + 1 < len(ids) and ids[s + 1] == cfg.user_token_id for s in starts]
-  runs = [np.arange(s, e) for s, e, user in zip(starts, ends, is_user, strict=True) if user]
-  return np.concatenate(runs) if runs else np.zeros(0, np.int64)
-
-
 def assistant_header(ids: Int[np.ndarray, ' T'], cfg: OmniConfig) -> int:
   """Index of the last '<|im_start|>assistant\\n'. Tokens after its three belong to the reply and are spoken with it."""
   starts = np.flatnonzero((ids[:-1] == cfg.im_start_token_id) & (ids[1:] == cfg.assistant_token_id))
@@ -88,17 +80,6 @@ def assistant_header(ids: Int[np.ndarray, ' T'], cfg: OmniConfig) -> int:
       'there is nothing to say: render it with a generation prompt'
     )
   return int(starts[-1])
-
-
-def user_positions(positions: Float[np.ndarray, '3 T'], index: Int[np.ndarray, ' U']) -> Float[np.ndarray, '3 U']:
-  """The Thinker's positions of the tokens `index`, closed up over the gaps between kept runs."""
-  out = positions[:, index].astype(np.float64)
-  following = 0.0
-  for run in np.split(np.arange(len(index)), np.flatnonzero(np.diff(index) > 1) + 1):
-    if len(run):  # a run begins and ends with text, whose three axes are equal
-      out[:, run] += following - out[0, run[0]]
-      following = out[0, run[-1]] + 1
-  return out.astype(np.float32)
 
 
 def _without_audio_in_video(ids: np.ndarray, positions: np.ndarray, cfg: OmniConfig) -> np.ndarray:
@@ -140,11 +121,3 @@ def reply_track(
   special = jnp.array([cfg.tts_bos_token_id, cfg.tts_eos_token_id, cfg.tts_pad_token_id], jnp.int32)
   embed = lambda ids: embed_tokens(params['thinker'], ids, dtype)
   return text_track(params['talker'], embed(reply), count, embed(special))
-
-
-def speaker_code(cfg: TalkerConfig, name: str) -> int:
-  """Codec id of a speaker, by its name in any case. Raises ValueError listing the speakers there are."""
-  speakers = dict(cfg.speaker_id)
-  if name.lower() not in speakers:
-    raise ValueError(f"speaker '{name}' is not one of this checkpoint's: {', '.join(sorted(speakers))}")
-  return speakers[name.lower()]

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..media.turns import speaker_code
 from ..models.code2wav import init_state, lead_samples
 from ..models.talker import HEADER, OPENING
 from . import speech_slots as device
 from .batch_plan import PROMPT_CLASSES, prompt_class
 from .prepare import PreparedRow, compact_prompt
 from .speech import REASONS, RUNNING, SpeechLimits
-from .talker_inputs import TalkerInputs, speaker_code, talker_inputs
+from .talker_inputs import TalkerInputs, talker_inputs
 from .thinker_pool import ActiveRow
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import torch
 
 from qwen3_omni_jax.config import AudioConfig, Code2WavConfig, OmniConfig, TextConfig, ThinkerConfig, VisionConfig
 from qwen3_omni_jax.infer import talker_inputs as ti
+from qwen3_omni_jax.media.turns import speaker_code
 from qwen3_omni_jax.models.code2wav import chunked_decode
 from qwen3_omni_jax.models.talker import talker_prompt
 from qwen3_omni_jax.models.thinker import Features, ThinkerTokens, thinker_prefill
@@ -154,7 +155,7 @@ def test_codes_and_wave_equal_the_reference_generate(models):
   reply = out[0, len(ids) : -1].numpy().astype(np.int32)  # the last token was cut by the limit: the reference drops it
   row = types.SimpleNamespace(ids=ids, positions=np.tile(np.arange(len(ids), dtype=np.float32), (3, 1)))
   inputs = ti.talker_inputs([row], cfg)
-  speaker = jnp.array([ti.speaker_code(cfg.talker, 'Bob')])
+  speaker = jnp.array([speaker_code(cfg.talker, 'Bob')])
 
   @jax.jit
   def hand_over(params, ids, reply):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qwen3_omni_jax.infer import talker_inputs as ti
+from qwen3_omni_jax.media.turns import speaker_code
 from qwen3_omni_jax.models.talker import OPENING
 from tests.models.speech_reference import ref
 
@@ -193,6 +194,6 @@ def test_a_prompt_without_an_open_assistant_turn_is_refused():
 
 def test_speakers_are_found_in_any_case_and_listed_when_unknown():
   cfg = types.SimpleNamespace(speaker_id=(('aiden', 7), ('ethan', 5)))
-  assert ti.speaker_code(cfg, 'Ethan') == 5
+  assert speaker_code(cfg, 'Ethan') == 5
   with pytest.raises(ValueError, match="'Bob' is not one of this checkpoint's: aiden, ethan"):
-    ti.speaker_code(cfg, 'Bob')
+    speaker_code(cfg, 'Bob')

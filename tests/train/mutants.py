@@ -71,8 +71,8 @@ MUTANTS = (
   Mutant(
     'the end of a turn is not learnt',
     'train/mask.py',
-    'int(after[0]) + 1] = True',
-    'int(after[0])] = True',
+    'mask[begin : end + 1] = True',
+    'mask[begin:end] = True',
     'tests/train/test_mask.py',
   ),
   Mutant(

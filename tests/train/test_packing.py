@@ -137,12 +137,12 @@ def test_tokens_of_media_point_at_their_features_whatever_lane_they_are_in(setti
 def test_best_fit_never_overfills_and_takes_the_fullest_bin():
   shape = LaneShape(rows=2, length=10, audio_rows=1, chunks=4, visual_rows=1, patches=8)
   bins = Bins.of(shape)
-  assert bins.place(ExampleSize(6, (), ())) == (0, [], [])
-  assert bins.place(ExampleSize(7, (3,), ())) == (1, [0], [])
-  assert bins.place(ExampleSize(3, (), (8,))) == (1, [], [0])  # the row with 3 left, not the one with 4
+  assert bins.place(ExampleSize(6, (), ())) == (0, [], [], [])
+  assert bins.place(ExampleSize(7, (3,), ())) == (1, [0], [], [])
+  assert bins.place(ExampleSize(3, (), (8,))) == (1, [], [0], [])  # the row with 3 left, not the one with 4
   assert bins.place(ExampleSize(1, (2,), ())) is None  # one chunk of audio is left
   assert bins.place(ExampleSize(1, (), (4,))) is None
-  assert bins.place(ExampleSize(4, (1,), ())) == (0, [0], [])
+  assert bins.place(ExampleSize(4, (1,), ())) == (0, [0], [], [])
   assert (bins.text, bins.audio, bins.visual) == ([0, 0], [0], [0])
 
 
