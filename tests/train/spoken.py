@@ -11,7 +11,7 @@ from qwen3_omni_jax.train.batch import SpeechRows, TrainBatch
 from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.config_json import parse_config
 from qwen3_omni_jax.infer.collate import AudioWindows, Media, VisualFrames
-from qwen3_omni_jax.infer.talker_inputs import speaker_code, user_positions, user_tokens
+from qwen3_omni_jax.media.turns import speaker_code, user_positions, user_tokens
 from qwen3_omni_jax.models.omni import omni_spec
 from qwen3_omni_jax.models.thinker import ThinkerTokens
 from tests.arrays import params_of
