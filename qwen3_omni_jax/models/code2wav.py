@@ -8,7 +8,6 @@ frames to 24,000 samples a second. Everything is causal and every convolution ca
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from ..config import Code2WavConfig
@@ -25,6 +24,7 @@ from ..nn.conv import (
 )
 from ..nn.layers import gelu, layer_norm, layer_norm_spec, linear, linear_spec, rms_norm, swiglu, swiglu_spec
 from ..nn.params import Param, Spec, declare, stack
+from ..nn.snake import snake_beta
 from ..shapes import Array, Bool, Float, Int, Params
 
 TAPS = 7  # of every causal convolution; fixed in the reference
@@ -151,9 +151,21 @@ def code2wav_step(
   them. Rows may be at different frames. Codes are in [0, codebook_size); special ids of the Talker must have been
   replaced.
   """
-  frames = state.frames
+  wave, state = decode_frames(params, cfg, embed_codes(params, cfg, codes, dtype), state)
+  return jnp.clip(wave, -1, 1).astype(jnp.float32), state
+
+
+def embed_codes(params: Params, cfg: Code2WavConfig, codes: Int[Array, 'B F Q'], dtype=jnp.float32) -> Float[Array, 'B F D']:
+  """What the network sees of a frame: the mean of its codes' embeddings."""
   offset = jnp.arange(cfg.num_quantizers, dtype=jnp.int32) * cfg.codebook_size
-  x = jnp.take(params['embed'], codes + offset, axis=0, mode='clip').astype(dtype).mean(axis=2)
+  return jnp.take(params['embed'], codes + offset, axis=0, mode='clip').astype(dtype).mean(axis=2)
+
+
+def decode_frames(
+  params: Params, cfg: Code2WavConfig, x: Float[Array, 'B F D'], state: Code2WavState
+) -> tuple[Float[Array, 'B W'], Code2WavState]:
+  """code2wav_step of embedded frames; the wave is of their type and not clipped, so that training has a gradient everywhere."""
+  frames, chunk = state.frames, x.shape[1]
   x, k, v = _transformer(params, cfg, x, state)
   tails: Params = {'upsample': {}, 'blocks': {}}
 
@@ -171,7 +183,7 @@ def code2wav_step(
     p, before = params['blocks'][str(i)], state.tails['blocks'][str(i)]
     x, up = overlap_upsample_conv(_snake(x, p['act']), p['up'], before['up'])
     lead = (lead + 1) * rate
-    begun = _begun(x, frames, codes.shape[1], lead)
+    begun = _begun(x, frames, chunk, lead)
     units = {}
     for j, dilation in enumerate(DILATIONS):
       q, unit = p['units'][str(j)], str(j)
@@ -180,10 +192,9 @@ def code2wav_step(
       x = x + y
     tails['blocks'][str(i)] = {'up': up, 'units': units}
 
-  begun = _begun(x, frames, codes.shape[1], lead)
+  begun = _begun(x, frames, chunk, lead)
   wave, tails['conv_out'] = causal_conv(_snake(x, params['act_out']) * begun, params['conv_out'], state.tails['conv_out'])
-  wave = jnp.clip(wave * begun, -1, 1)[:, :, 0].astype(jnp.float32)
-  return wave, Code2WavState(frames + codes.shape[1], k, v, tails)
+  return (wave * begun)[:, :, 0], Code2WavState(frames + chunk, k, v, tails)
 
 
 def _begun(x: Float[Array, 'B T C'], frames: Int[Array, ' B'], chunk: int, lead: int) -> Float[Array, 'B T 1']:
@@ -232,22 +243,7 @@ def _transformer(params: Params, cfg: Code2WavConfig, x: Float[Array, 'B F D'], 
 
 
 def _snake(x: Float[Array, 'B T C'], p: Params) -> Float[Array, 'B T C']:
-  """SnakeBeta: x + sin(x e^alpha)^2 / (e^beta + 1e-9), in float32.
-
-  The sine is squared, so its sign, and with it the quadrant, is of no interest: the angle is reduced to [-pi/2, pi/2]
-  and a polynomial (Taylor to the 11th power, error below 6e-8 there) takes over. On CPU this is seven times faster than
-  jnp.sin.
-  """
-  x32 = x.astype(jnp.float32)
-  angle = x32 * jnp.exp(p['alpha'].astype(jnp.float32))
-  turns = jnp.round(angle * np.float32(1 / np.pi))
-  angle = (angle - turns * np.float32(3.140625)) - turns * np.float32(np.pi - 3.140625)  # pi in two parts: exact products
-  square = angle * angle
-  series = 1.0
-  for n in (110, 72, 42, 20, 6):
-    series = 1.0 - square * np.float32(1 / n) * series
-  sine_squared = square * series * series
-  return (x32 + sine_squared / (jnp.exp(p['beta'].astype(jnp.float32)) + 1e-9)).astype(x.dtype)
+  return snake_beta(x, p['alpha'], p['beta'])
 
 
 def code2wav(

@@ -1,0 +1,1 @@
+"""Training of the vocoder, and of a whole codec, on waves."""
