@@ -53,8 +53,8 @@ def data(file: pathlib.Path, **others) -> str:
   )
 
 
-def command(model: pathlib.Path, out: pathlib.Path, *settings: str) -> list[str]:
-  return [sys.executable, '-m', 'qwen3_omni_jax.cli', 'train', f'model={model}', f'out={out}', *settings]
+def command(model: pathlib.Path, out: pathlib.Path, *settings: str, module: str = 'qwen3_omni_jax.cli') -> list[str]:
+  return [sys.executable, '-m', module, 'train', f'model={model}', f'out={out}', *settings]
 
 
 def environment(cache: pathlib.Path | None, **others: str) -> dict[str, str]:
@@ -116,7 +116,7 @@ def run_once(
     if number:
       in_checkpoint, wanted = rng.random() < 0.4, rng.randint(1, 5)
       said = lambda: log.read_bytes()[begun:].count(b'\nstep ') + log.read_bytes()[begun:].startswith(b'step ')
-      while process.poll() is None and not (said() >= 1 and (_unfinished(out) if in_checkpoint else said() >= wanted)):
+      while process.poll() is None and not (said() >= 1 and (unfinished(out) if in_checkpoint else said() >= wanted)):
         time.sleep(0.002)
       time.sleep(rng.random() * 0.05)
       process.send_signal(number)
@@ -125,7 +125,7 @@ def run_once(
   return code, log.read_bytes()[begun:].decode(errors='replace'), time.perf_counter() - sent
 
 
-def _unfinished(out: pathlib.Path) -> bool:
+def unfinished(out: pathlib.Path) -> bool:
   """Whether a checkpoint has been begun and is not complete."""
   return any('tmp' in p.name for p in (out / 'checkpoints').glob('*')) if out.exists() else False
 
@@ -178,7 +178,7 @@ def crash(
       code, text, seconds = start(outs[-1], number)
       if number == signal.SIGKILL and code == -signal.SIGKILL:
         seen['kills'] += 1
-        seen['kills_during_a_checkpoint'] += _unfinished(outs[-1])
+        seen['kills_during_a_checkpoint'] += unfinished(outs[-1])
       elif number == signal.SIGTERM and code == PREEMPTED and 'stopped by SIGTERM' in text:
         seen['terms'] += 1
         seen['term_to_saved_s'].append(float(text.split(' s ago')[0].rsplit(' ', 1)[1]))

@@ -18,7 +18,7 @@ import time
 
 from qwen3_omni_jax.train.run import PREEMPTED
 
-from tests.train.crash import SETTINGS, check_every_record_once, command, data, environment, json_lines
+from tests.train.crash import SETTINGS, check_every_record_once, command, data, environment, json_lines, lines
 from tests.train.records import write_records
 
 STEPS = 10
@@ -55,10 +55,12 @@ def log_of(out: pathlib.Path, process: int) -> pathlib.Path:
 
 
 def told(out: pathlib.Path) -> dict[int, tuple[float, float, list]]:
-  """{step: (loss, gradient's norm, records of all processes)}."""
-  found = {line['step']: (line['loss'], line['grad_norm'], line['ids']) for line in json_lines(out / 'metrics.jsonl')}
+  """{step: (loss, gradient's norm, records of all processes)}. Raises AssertionError if a process has a step twice."""
+  found = {step: (loss, norm, list(ids)) for step, (loss, norm, ids) in lines(out).items()}
   for file in sorted(out.glob('records-*.jsonl')):
-    for line in json_lines(file):
+    steps = json_lines(file)
+    assert len({line['step'] for line in steps}) == len(steps), f'{file}: a step was written twice'
+    for line in steps:
       found[line['step']][2].extend(line['ids'])
   return found
 
