@@ -15,6 +15,7 @@ COMMANDS = {
   'score': ('qwen3_omni_jax.tools.score', 'log-probability of every token of the last assistant turn'),
   'eval': ('qwen3_omni_jax.tools.evaluate', 'run the published benchmarks and score them as their authors do'),
   'train': ('qwen3_omni_jax.tools.train', 'pretrain or fine-tune on text, sound, pictures and video'),
+  'codes': ('qwen3_omni_jax.tools.codes', 'recordings to the codes of a speech codec, which training of speech reads'),
   'convert': ('qwen3_omni_jax.tools.convert_weights', 'convert, compare and inspect checkpoints'),
   'tiny': ('qwen3_omni_jax.tools.tiny', 'write a random but structurally complete checkpoint'),
   'plan': ('qwen3_omni_jax.tools.plan', 'whether a full-size job compiles and fits on TPUs or GPUs that are not there'),

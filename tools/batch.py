@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     return _tell(merge(args.output), args.json)
   if not args.model or not args.input:
     raise ValueError('give --model and --input (or --merge with --output)')
-  shard = _shard(args.shard) if args.shard else None
+  shard = parse_shard(args.shard) if args.shard else None
   devices.start(args.compile_cache)
   config = engine_config(args)
   if args.dry_run:
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
   return _tell(run_job(job, on_progress=_progress()), args.json)
 
 
-def _shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
   left, _, right = text.partition('/')
   if not left.isdecimal() or not right.isdecimal():
     raise ValueError(f'--shard {text}: expected I/N, such as 0/4')

@@ -43,17 +43,18 @@ def load_audio(
   *,
   start_s: float | None = None,
   end_s: float | None = None,
+  to_hz: int = RATE_HZ,
 ) -> np.ndarray:
-  """float32 mono samples at 16 kHz, about -1 to 1, from start_s to end_s: in seconds from the first sample on.
+  """float32 mono samples at to_hz (16 kHz), about -1 to 1, from start_s to end_s: in seconds from the first sample on.
 
   source: a path, data: URL or bytes in any format soundfile or FFmpeg reads (also the sound track of a video); or samples: a
-  (samples, rate_hz) pair, or a bare array taken to be at 16 kHz. Arrays are 'W' or 'W C' floats in [-1, 1] or integers.
+  (samples, rate_hz) pair, or a bare array taken to be at to_hz. Arrays are 'W' or 'W C' floats in [-1, 1] or integers.
   Raises ValueError naming the source if it is empty, too long, not finite, far beyond [-1, 1], shorter than its header says, or
   not audio. Of a file that soundfile reads nothing behind end_s is looked at.
   """
   limits, start_s = limits or Limits(), start_s or 0.0
   if isinstance(source, np.ndarray) or hasattr(source, '__array__'):
-    source = (source, RATE_HZ)
+    source = (source, to_hz)
   if isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], (int, float)):
     samples, rate_hz = source
     name = name_of(samples)
@@ -69,7 +70,7 @@ def load_audio(
   if not len(track.samples):
     until = '' if end_s is None else f' to {end_s:g} s'
     raise ValueError(f'{name}: no sound from {start_s:g} s{until}; it has {track.seconds:.2f} s')
-  return _to_16k(_mono(track.samples, name), track.rate_hz, name, limits)
+  return _resampled(_mono(track.samples, name), track.rate_hz, name, limits, to_hz)
 
 
 def _check_rate(rate_hz: Any, name: str) -> None:
@@ -116,16 +117,18 @@ def _from_integers(samples: np.ndarray, name: str) -> np.ndarray:
   return (samples.astype(np.float32) - np.float32(offset)) / np.float32(scale)
 
 
-def _to_16k(samples: np.ndarray, rate_hz: float, name: str, limits: Limits) -> np.ndarray:
+def _resampled(samples: np.ndarray, rate_hz: float, name: str, limits: Limits, to_hz: int = RATE_HZ) -> np.ndarray:
   _check_rate(rate_hz, name)
   if len(samples) / rate_hz > limits.audio_s:
     raise ValueError(f'{name}: {len(samples) / rate_hz:.0f} s of audio; the limit is {limits.audio_s:.0f} s')
-  if rate_hz != RATE_HZ:
+  if rate_hz != to_hz:
     import librosa
 
-    samples = librosa.resample(samples, orig_sr=rate_hz, target_sr=RATE_HZ)
-  if len(samples) < HOP:
-    raise ValueError(f'{name}: {len(samples)} samples at 16 kHz; at least {HOP} (10 ms) are needed')
+    samples = librosa.resample(samples, orig_sr=rate_hz, target_sr=to_hz)
+  if len(samples) < to_hz * HOP // RATE_HZ:
+    raise ValueError(
+      f'{name}: {len(samples)} samples at {to_hz / 1000:g} kHz; at least {to_hz * HOP // RATE_HZ} (10 ms) are needed'
+    )
   return np.ascontiguousarray(samples, np.float32)
 
 
@@ -310,7 +313,7 @@ def track_samples(track: SoundTrack, name: str, limits: Limits) -> np.ndarray:
   silence = round(track.late_s * RATE_HZ)
   if silence + len(track.samples) / track.rate_hz * RATE_HZ > limits.audio_s * RATE_HZ:
     raise ValueError(f'{name}: its sound ends {track.late_s:.0f} s late; the limit is {limits.audio_s:.0f} s of audio')
-  samples = _to_16k(_mono(track.samples, name), track.rate_hz, name, limits)
+  samples = _resampled(_mono(track.samples, name), track.rate_hz, name, limits)
   return np.pad(samples, (silence, 0))
 
 

@@ -20,7 +20,7 @@ from ..nn.attention import attention
 from ..nn.conv import causal_conv, causal_conv_spec
 from ..nn.layers import gelu, layer_norm, layer_norm_spec, linear, linear_spec
 from ..nn.params import Param, Spec, stack
-from ..shapes import Array, Float, Int, Params
+from ..shapes import Array, Bool, Float, Int, Params
 from .quantizer import quantise, quantizer_spec
 
 
@@ -67,7 +67,7 @@ def codec_spec(cfg: CodecConfig) -> Spec:
 class EncoderState(flax.struct.PyTreeNode):
   """What a stream must remember: the attention window, and the last inputs of every convolution ('B P C' each).
 
-  A new stream is all zeros.
+  A new stream is all zeros; `restart_rows` gives a row to another one.
   """
 
   frames: Int[Array, ' B']  # encoded so far
@@ -93,6 +93,12 @@ def init_encoder_state(cfg: CodecConfig, batch: int, dtype=jnp.float32) -> Encod
   }
   kv = (cfg.num_hidden_layers, batch, cfg.sliding_window - 1, cfg.num_key_value_heads, cfg.head_dim)
   return EncoderState(jnp.zeros(batch, jnp.int32), jnp.zeros(kv, dtype), jnp.zeros(kv, dtype), tails)
+
+
+def restart_rows(state: EncoderState, rows: Bool[Array, ' B']) -> EncoderState:
+  """state with the given rows at the beginning of a new stream."""
+  zero = lambda x, axis: jnp.where(rows.reshape((1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1)), 0, x)
+  return EncoderState(zero(state.frames, 0), zero(state.k, 1), zero(state.v, 1), jax.tree.map(lambda x: zero(x, 0), state.tails))
 
 
 def encode_step(

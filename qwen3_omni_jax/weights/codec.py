@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 
 import numpy as np
@@ -12,7 +11,7 @@ from ..codec_config import CodecConfig, codec_config_json, load_codec_config
 from ..shapes import Params
 from .load import load_params
 from .remote import local_folder
-from .safetensors import as_bytes, plan_shards
+from .safetensors import as_bytes, write_file
 from .table import export
 
 
@@ -40,20 +39,14 @@ def save_codec(folder: str | pathlib.Path, params: Params, cfg: CodecConfig) -> 
   tensors |= {
     f'{book}initialized': np.ones(1, np.float32) for book in books
   }  # a flag of its training, which the reference expects
-  header = next(iter(plan_shards({n: (a.dtype, a.shape) for n, a in tensors.items()}, shard_bytes=2**62).headers.values()))
-  partial = folder / 'model.safetensors.partial'
-  with partial.open('wb') as file:
-    file.write(header.raw)
-    for array in tensors.values():
-      file.write(as_bytes(np.ascontiguousarray(array)))
   (folder / 'config.json').write_text(json.dumps(codec_config_json(cfg), indent=2) + '\n', encoding='utf-8')
-  os.replace(partial, folder / 'model.safetensors')
+  write_file(folder / 'model.safetensors', tensors)
 
 
 def fingerprint(params: Params, cfg: CodecConfig) -> str:
-  """Of all that decides about codes: equal for equal weights, whatever folder they came from."""
+  """Of all that decides about codes: equal for equal weights, whatever folder they came from and how many codebooks are used."""
   digest = xxhash.xxh3_128()
-  fields = {name: value for name, value in vars(cfg).items() if name != 'prefix'}
+  fields = {name: value for name, value in vars(cfg).items() if name not in ('prefix', 'num_code_groups')}
   digest.update(json.dumps(fields, sort_keys=True).encode())
   for name, array in export({'codec': params}, cfg):
     digest.update(name.removeprefix(cfg.prefix).encode())

@@ -6,14 +6,16 @@ from ..codec_config import CodecConfig
 from .rows import Row, attention, conv, linear, norm
 
 # The codec's own decoder (Code2Wav is used in its place), and flags of training. In a tokenizer `decoder.` is another network.
-_UNUSED = r'(decoder|decoder_transformer|upsample)\..*|quantizer\..*\.codebook\.initialized'
+_UNUSED = r'(decoder|decoder_transformer|upsample)\..*|quantizer\..*\.codebook\.(initialized)'
 
 
-def is_unused(name: str, cfg: CodecConfig) -> bool:
-  """Whether a tensor on disk is known, and not needed to make codes."""
+def unused_group(name: str, cfg: CodecConfig) -> str | None:
+  """What a tensor on disk belongs to, if that is known and not needed to make codes: 'decoder.*'."""
   if cfg.prefix and name.startswith('decoder.'):
-    return True
-  return name.startswith(cfg.prefix) and re.fullmatch(_UNUSED, name.removeprefix(cfg.prefix)) is not None
+    return 'decoder.*'
+  if not name.startswith(cfg.prefix) or (found := re.fullmatch(_UNUSED, name.removeprefix(cfg.prefix))) is None:
+    return None
+  return f'{cfg.prefix}{found[1]}.*' if found[1] else f'{cfg.prefix}quantizer.*.{found[2]}'
 
 
 def codec_rows(cfg: CodecConfig) -> list[Row]:

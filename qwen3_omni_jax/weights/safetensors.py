@@ -8,6 +8,7 @@ them back.
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
@@ -41,7 +42,7 @@ Memory = Callable[[int], np.ndarray]  # so many bytes, as an array of uint8
 class Header:
   """What a safetensors file holds and where. Raises ValueError naming the file if anything about it is not right.
 
-  raw: the start of the file, up to the data. size: bytes of data.
+  raw: the start of the file, up to the data. size: bytes of data. metadata: texts by name.
   """
 
   def __init__(self, path: pathlib.Path, raw: bytes):
@@ -52,7 +53,8 @@ class Header:
       raise ValueError(f'{path}: broken safetensors header ({e})') from e
     if not isinstance(entries, dict):
       raise ValueError(f'{path}: broken safetensors header: expected an object, found {type(entries).__name__}')
-    entries.pop('__metadata__', None)
+    metadata = entries.pop('__metadata__', None)
+    self.metadata: dict[str, str] = metadata if isinstance(metadata, dict) else {}
     self._entries = {name: self._check(name, entry) for name, entry in entries.items()}
     self.size = self._check_offsets()
 
@@ -192,8 +194,8 @@ def index_of(headers: Mapping[str, Header]) -> bytes:
   return (json.dumps(index, indent=2) + '\n').encode()
 
 
-def _header(names: list[str], shapes: Declared) -> bytes:
-  header: dict[str, dict] = {'__metadata__': {'format': 'pt'}}
+def _header(names: list[str], shapes: Declared, metadata: Mapping[str, str] = {'format': 'pt'}) -> bytes:
+  header: dict[str, dict] = {'__metadata__': dict(metadata)}
   at = 0
   for name in names:
     dtype, shape = shapes[name]
@@ -227,6 +229,19 @@ def write_shards(
   if (extra := next(values, None)) is not None:
     raise ValueError(f'{folder}: got {extra[0]} after the last declared tensor')
   (folder / INDEX).write_bytes(plan.index or b'')
+
+
+def write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] = {'format': 'pt'}) -> None:
+  """One file, all of it on disk before it has its name."""
+  raw = _header(list(tensors), {name: (array.dtype, array.shape) for name, array in tensors.items()}, metadata)
+  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+  with partial.open('wb') as out:
+    out.write(raw)
+    for array in tensors.values():
+      out.write(as_bytes(np.ascontiguousarray(array)))
+    out.flush()
+    os.fsync(out.fileno())
+  partial.replace(path)
 
 
 def as_bytes(array: np.ndarray) -> memoryview:

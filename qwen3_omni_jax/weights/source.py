@@ -1,14 +1,15 @@
 """A folder in the published layout, seen through the table: every tensor matched, or an error that lists them all."""
 
+import collections
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from ..codec_config import CodecConfig
-from .codec_rows import is_unused
+from .codec_rows import unused_group
 from .folder import ABSENT, Folder, read_folder
 from .fp8 import FP8, PLAIN, SCALE_DTYPES, Scaled, Scheme, is_of_activations, scale_of, scheme_of
 from .names import problem_lines, report
@@ -73,8 +74,8 @@ def survey(folder: pathlib.Path, cfg: Config, dtype: np.dtype | None = None) -> 
   scheme = scheme_of(folder / 'config.json', found.tensors, dtype)
   tensors, wanted, unused = found.tensors, published(cfg), []
   if isinstance(cfg, CodecConfig):
-    unused = [name for name in tensors if is_unused(name, cfg)]
-    tensors = {name: shard for name, shard in tensors.items() if name not in unused}
+    tensors = {name: shard for name, shard in tensors.items() if unused_group(name, cfg) is None}
+    unused = _groups(group for name in found.tensors if (group := unused_group(name, cfg)))
   views, repeated = views_of(tensors, scheme, of_codec=isinstance(cfg, CodecConfig))
   if not isinstance(cfg, CodecConfig) and cfg.talker is None:  # a folder may hold more parts than its config turns on
     views = {name: view for name, view in views.items() if not name.startswith(('talker.', 'code2wav.'))}
@@ -106,6 +107,10 @@ def survey(folder: pathlib.Path, cfg: Config, dtype: np.dtype | None = None) -> 
   }
   views = {name: view for name, view in views.items() if name not in aside}
   return Published(found, cfg, views, problems, {kind: names for kind, names in notes.items() if names})
+
+
+def _groups(names: Iterable[str]) -> list[str]:
+  return [f'{name}: {count} tensors' for name, count in collections.Counter(names).items()]
 
 
 def views_of(

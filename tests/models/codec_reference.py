@@ -1,6 +1,7 @@
 """The reference's speech codec with random weights, saved as it saves them."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,18 +48,26 @@ OTHER_RATES = dict(
 
 
 def reference_codec(fields: dict, seed: int):
-  """Codebooks too are random, and some entries hardly used: after the reference's own initialisation every code is a tie."""
+  """Random weights, and codebooks that lie where latents of noise lie, so that many entries are used: after the reference's own
+  initialisation every code is a tie. Some entries have a usage below the least that the reference divides by."""
   torch.set_num_threads(2)
-  model = randomise(transformers.MimiModel(transformers.MimiConfig(**fields)), seed)
+  model: Any = transformers.MimiModel(transformers.MimiConfig(**fields))
+  randomise(model, seed)
   rng = np.random.default_rng(seed)
-  for name, buffer in model.named_buffers():
-    if name.endswith('cluster_usage'):
-      usage = rng.uniform(0.5, 3, buffer.shape)
-      usage[::5] = 1e-7  # below the least that the reference divides by
-      buffer.copy_(torch.from_numpy(usage))
-    elif name.endswith('embed_sum'):
-      buffer.copy_(torch.from_numpy(rng.normal(size=buffer.shape)))
-      buffer[::5] *= 1e-5
+  wave = rng.uniform(-1, 1, 40 * model.config.frame_size) * np.linspace(0, 1, 40 * model.config.frame_size)
+  with torch.no_grad():
+    latents = model.encoder(torch.from_numpy(wave.astype(np.float32))[None, None]).latents
+    for branch in (model.quantizer.semantic_residual_vector_quantizer, model.quantizer.acoustic_residual_vector_quantizer):
+      x = (latents if branch.input_proj is None else branch.input_proj(latents))[0].T.numpy()
+      centre = x.mean(0)
+      for layer in branch.layers:
+        book = layer.codebook
+        usage = rng.uniform(0.5, 3, len(book.cluster_usage))
+        usage[::5] = 1e-7
+        entries = centre + x.std(0) * rng.normal(size=book.embed_sum.shape)
+        book.cluster_usage.copy_(torch.from_numpy(usage))
+        book.embed_sum.copy_(torch.from_numpy(entries * np.maximum(usage, 1e-5)[:, None]))
+        centre = 0
   return model
 
 

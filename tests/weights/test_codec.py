@@ -1,6 +1,7 @@
 """Speech codecs from and to disk: MimiModel's layout, and the tokenizer's that holds one behind a prefix."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import safetensors.numpy as st
 import torch
 import transformers
 
-from qwen3_omni_jax.codec_config import load_codec_config, parse_codec_config
+from qwen3_omni_jax.codec_config import parse_codec_config
 from qwen3_omni_jax.models.codec_encoder import codec_spec
 from qwen3_omni_jax.nn.params import leaves
 from qwen3_omni_jax.weights.codec import fingerprint, load_codec, save_codec
@@ -68,18 +69,20 @@ def test_what_is_loaded_goes_back_byte_for_byte(folder, tokenizer):
 def test_what_is_not_used_is_said(folder, tokenizer, capsys):
   load_codec(folder)
   said = capsys.readouterr().err
-  assert "of the codec's own decoder" in said and 'upsample.conv.weight' in said and 'downsample' not in said
+  assert (
+    "4 of the codec's own decoder" in said and 'decoder_transformer.*: 36 tensors' in said and 'upsample.*: 1 tensors' in said
+  )
   load_codec(tokenizer)
-  assert 'decoder.pre_transformer.norm.weight' in capsys.readouterr().err
+  assert 'decoder.*: 1 tensors' in capsys.readouterr().err
 
 
 def test_both_layouts_hold_the_same_codec(folder, tokenizer):
   (ours, cfg), (theirs, other) = load_codec(folder), load_codec(tokenizer)
   assert (cfg.num_code_groups, other.num_code_groups) == (4, 3)
   np.testing.assert_equal(ours, theirs)
-  assert fingerprint(ours, cfg) == fingerprint(theirs, load_codec_config(tokenizer, 4)) != fingerprint(theirs, other)
+  assert fingerprint(ours, cfg) == fingerprint(theirs, other)
   theirs['conv_in']['bias'][0] += 1e-6
-  assert fingerprint(ours, cfg) != fingerprint(theirs, load_codec_config(tokenizer, 4))
+  assert fingerprint(ours, cfg) != fingerprint(theirs, other)
 
 
 def test_transformers_loads_what_is_saved(folder, tokenizer, tmp_path):
@@ -89,7 +92,8 @@ def test_transformers_loads_what_is_saved(folder, tokenizer, tmp_path):
     for place in (folder, tokenizer):
       params, cfg = load_codec(place)
       save_codec(tmp_path / place.name, params, cfg)
-      model, info = transformers.MimiModel.from_pretrained(tmp_path / place.name, output_loading_info=True)
+      loaded: Any = transformers.MimiModel.from_pretrained(tmp_path / place.name, output_loading_info=True)
+      model, info = loaded
       assert not any(info.values()), info
       assert torch.equal(model.encode(wave).audio_codes, codes)
       again, same = load_codec(tmp_path / place.name)
