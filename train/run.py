@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import pathlib
@@ -20,32 +19,23 @@ import yaml
 from etils import epath
 
 from qwen3_omni_jax import distributed
-from qwen3_omni_jax.config import OmniConfig
-from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.infer.omni import Omni
-from qwen3_omni_jax.media.processor import Processor
 from qwen3_omni_jax.sharding import make_mesh, mesh_shape
-from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.remote import is_url, located
 
 from .agreement import merge_over_processes
 from .checkpoint import Checkpoints
 from .config import Run
 from .config_file import to_data
-from .data import make_loader
-from .evaluate import held_out_losses, omni_of
-from .feed import Feed, Prefetch, check_shared_out, process_shard
-from .finish import finish_run
-from .geometry import resolve
+from .feed import Prefetch
 from .goodput import Compiles
 from .metrics import Metrics
+from .omni_task import OmniTask
 from .profiler import Profiler
 from .rollback import Rollback
 from .save_times import SaveTimes
-from .speakers import add_speakers, describe_speakers, with_speakers
-from .state import Roles, TrainState, abstract_state, assign_roles, flatten, init_state, load_shardings, parts_of
-from .step import compiled_step
-from .utilisation import step_flops
+from .state import Roles, TrainState
+from .task import Task
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -80,38 +70,32 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> 
   """model: the folder with its small files (and its weights, unless they are in a bucket)."""
   mesh = make_mesh(mesh_shape(run.mesh, jax.device_count(), run.slices), slices=run.slices)
   out = epath.Path(run.out)
-  cfg = with_speakers(load_config(model), run.speakers)
-  roles = assign_roles(cfg, run)
-  _print(_summary(cfg, roles, mesh))
+  task: Task = OmniTask(run, mesh, model)
+  _print(_summary(task.roles, mesh))
 
   out.mkdir(parents=True, exist_ok=True)
   keep = {'keep': run.save.keep, 'keep_every': run.save.keep_every, 'best': run.save.best}
   checkpoints = Checkpoints(out / 'checkpoints', **keep)
-  new_speakers = functools.partial(describe_speakers, speakers=run.speakers, cfg=cfg) if run.speakers else None
-  checkpoints.describe(model, new_speakers)
+  task.describe(checkpoints)
   complete = max(checkpoints.steps(), default=0) >= run.steps
   if run.export is not None and not complete and list(pathlib.Path(run.export).glob('*')):
     raise ValueError(f'export {run.export}: not empty; give a new folder')
-  run = resolve(run, mesh.shape, _begun_with(out) if checkpoints.steps() else None)
-  check_shared_out(run.data, mesh)
-  if run.evaluate is not None:
-    check_shared_out(run.evaluate.data, mesh, 'evaluate.data')
-  state, data_state = begin_or_resume(run, cfg, roles, mesh, model, checkpoints)
+  task = task.resolved(_begun_with(out) if checkpoints.steps() else None)
+  run, roles = task.run, task.roles
+  state, data_state = begin_or_resume(task, checkpoints)
   _write_config(out, run)
   done = int(state.step)
 
   if done >= run.steps and data_state is not None:
     checkpoints.close()
     _print(f'{out}: complete, {done} of {run.steps} steps')
-    finish_run(run, cfg, roles, state, out, model)
+    task.finish(state)
     return state
 
-  processor = Processor.from_folder(model)
-  shard, shards = process_shard(run.data.rows, mesh)
-  loader = make_loader(run.data, processor, shard, shards, data_state, out / 'index')
-  feed = Feed(loader, run.step.accumulate, mesh, shards, functools.partial(step_flops, cfg, roles, speech=run.speech))
-  step = compiled_step(cfg, run, mesh)
-  evaluate = held_out_losses(run, cfg, processor, mesh, shard, shards, out / 'index')
+  feed = task.batches(data_state)
+  loader = feed.loader
+  step = task.step()
+  evaluate = task.evaluation()
   metrics = Metrics(
     out,
     run.steps,
@@ -124,7 +108,7 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> 
   metrics.resume(done)
 
   times = SaveTimes(run.save, done)
-  rollback = Rollback(run.save.rollback, lambda: checkpoints.restore(abstract_state(cfg, run, mesh), roles, run))
+  rollback = Rollback(run.save.rollback, lambda: checkpoints.restore(task.abstract_state(), roles, run))
 
   def save(loss: float | None) -> None:
     metrics.write()  # a run that is killed after the checkpoint does not repeat this step
@@ -144,7 +128,7 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> 
   def benchmarks(state: TrainState, step: int) -> None:
     metrics.flush()
     assert score is not None
-    scores = score(omni_of(state, cfg, roles, processor, model, run.step.dtype))
+    scores = score(task.omni(state))
     metrics.time.spent('evaluation')
     metrics.benchmarks(step, scores)
 
@@ -212,43 +196,22 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> 
       f'stopped by SIGTERM after step {done}, {time.perf_counter() - requests.at:.1f} s ago; saved: the same command goes on'
     )
     raise SystemExit(PREEMPTED)
-  finish_run(run, cfg, roles, state, out, model)
+  task.finish(state)
   return state
 
 
-def begin_or_resume(
-  run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path, checkpoints: Checkpoints
-) -> tuple[TrainState, dict[str, Any] | None]:
-  """(state, position in the data): of the newest checkpoint; without one, the model's or random weights and None."""
-  restored = checkpoints.restore(abstract_state(cfg, run, mesh), roles, run)
+def begin_or_resume(task: Task, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any] | None]:
+  """(state, position in the data): of the newest checkpoint; without one, the task's first state and None."""
+  restored = checkpoints.restore(task.abstract_state(), task.roles, task.run)
   if restored is None:
-    params = None
-    if run.init == 'model':
-      params = load_params(_weights(run, model), cfg, parts=parts_of(run), shardings=load_shardings(cfg, run, mesh))
-      params = add_speakers(params, cfg, run.speakers)
-    return init_state(params, cfg, run, mesh, run.seed), None
+    return task.first_state(), None
   may_change = ('out:', 'export', 'log.', 'save.', 'evaluate')
   changed = [text for text in restored.changed if not text.startswith(may_change)]
   if new := [text for text in changed if text.startswith('speakers:')]:
     raise ValueError(f'{new[0]}: a run keeps the speakers that it was begun with; begin a new one (another out=) from its export')
   words = [f'going on after step {int(restored.state.step)}', *(['changed since: ' + ', '.join(changed)] if changed else [])]
   _print('; '.join([*words, *restored.notes]))
-  frozen = _frozen_parts(run, cfg, roles, mesh, model)
-  return restored.state.replace(frozen=restored.state.frozen | frozen), restored.data
-
-
-def _weights(run: Run, model: pathlib.Path) -> str | pathlib.Path:
-  return run.model if is_url(run.model) else model
-
-
-def _frozen_parts(run: Run, cfg: OmniConfig, roles: Roles, mesh, model: pathlib.Path) -> dict[str, Any]:
-  """Parameters by path of the parts that are frozen as a whole: no checkpoint holds them."""
-  parts = tuple(part for part in parts_of(run) if part not in roles.trainable_parts)
-  if run.init == 'random' and parts:
-    everything = init_state(None, cfg, run, mesh, run.seed).frozen
-    return {path: p for path, p in everything.items() if path.split('/')[0] in parts}
-  shardings = {part: tree for part, tree in load_shardings(cfg, run, mesh).items() if part in parts}
-  return flatten(load_params(_weights(run, model), cfg, parts=parts, shardings=shardings)) if parts else {}
+  return restored.state.replace(frozen=restored.state.frozen | task.frozen_parts()), restored.data
 
 
 @dataclasses.dataclass
@@ -305,7 +268,7 @@ def _profile_folder(out: epath.Path) -> pathlib.Path:
   return pathlib.Path(tempfile.gettempdir(), f'{out.name}-profile') if is_url(str(out)) else pathlib.Path(out, 'profile')
 
 
-def _summary(cfg: OmniConfig, roles: Roles, mesh) -> str:
+def _summary(roles: Roles, mesh) -> str:
   size = lambda paths: sum(int(np.prod(roles.specs[path].shape)) for path in paths)
   shape = ' '.join(f'{axis}={n}' for axis, n in mesh.shape.items() if n > 1) or 'one device'
   return f'{size(roles.trainable):,} parameters trained, {size(roles.frozen):,} frozen; {shape}'

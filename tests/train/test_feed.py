@@ -83,10 +83,11 @@ HELD_OUT = 'evaluate={data: {rows: 2, sources: [{path: none.jsonl}]}}'
   ('rows', 'others', 'complaint'), [(2, [], '^data: 2 rows .* by 8 devices'), (8, [HELD_OUT], '^evaluate.data: 2 rows .* by 8')]
 )
 def test_a_run_is_refused_before_its_weights_are_read(rows, others, complaint, tmp_path, tiny_folder, monkeypatch):
-  from qwen3_omni_jax.train import run as run_module
+  from qwen3_omni_jax.train import omni_task
+  from qwen3_omni_jax.train.run import train
 
-  monkeypatch.setattr(run_module, 'load_params', None)
+  monkeypatch.setattr(omni_task, 'load_params', None)
   data = f'data={{rows: {rows}, lanes: {rows}, audio_s: 64, visual_patches: 8192, sources: [{{path: none.jsonl}}]}}'
   settings = [f'model={tiny_folder}', f'out={tmp_path / "out"}', 'mesh=fsdp', data, *others]
   with pytest.raises(ValueError, match=complaint):
-    run_module.train(read(Run, None, [*settings, 'parts=[{pattern: thinker/norm, lr: 1e-3}]']))
+    train(read(Run, None, [*settings, 'parts=[{pattern: thinker/norm, lr: 1e-3}]']))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from qwen3_omni_jax.eval.in_training import make_scorer
-from qwen3_omni_jax.train import run as run_module
+from qwen3_omni_jax.train import omni_task
 from qwen3_omni_jax.train.adapter import write_adapter
 from qwen3_omni_jax.train.config import Benchmarks, Evaluation, LoraPart, Optimiser, Recipe, Run, Saving, Step
 from qwen3_omni_jax.train.config_file import read
@@ -70,13 +70,13 @@ def again(run: Run, tmp_path, damage, score=None, **others) -> tuple[dict, dict]
 
 
 def test_a_run_goes_on_as_if_it_had_not_been_stopped_nor_evaluated_nor_traced(run, samples, tmp_path, monkeypatch):
-  compiled_step = run_module.compiled_step
+  compiled_step = omni_task.compiled_step
 
   def asked_for_a_trace(*args):
     step = compiled_step(*args)
     return lambda state, batch: os.kill(os.getpid(), signal.SIGUSR1) or step(state, batch)
 
-  monkeypatch.setattr(run_module, 'compiled_step', asked_for_a_trace)
+  monkeypatch.setattr(omni_task, 'compiled_step', asked_for_a_trace)
   if 'libtpu' in sys.modules:  # tests of plans have loaded it: where no TPU is, a trace would then end the process
     write = lambda folder: (pathlib.Path(folder).mkdir(parents=True), (pathlib.Path(folder) / 'a.xplane.pb').touch())
     monkeypatch.setattr(jax.profiler, 'start_trace', write)

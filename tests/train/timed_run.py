@@ -7,12 +7,12 @@ import threading
 import time
 
 import jax
-from qwen3_omni_jax.train import run as run_module
+from qwen3_omni_jax.train import omni_task
 
 from qwen3_omni_jax.cli import main
 
 times: list[dict[str, float]] = []
-compiled_step = run_module.compiled_step
+compiled_step = omni_task.compiled_step
 
 
 def timed_step(*args):
@@ -34,7 +34,7 @@ def timed_step(*args):
 
 
 if __name__ == '__main__':
-  run_module.compiled_step = timed_step
+  omni_task.compiled_step = timed_step
   out = next(pathlib.Path(arg.removeprefix('out=')) for arg in sys.argv if arg.startswith('out='))
   try:
     code = main(['train', *sys.argv[1:]])
