@@ -363,6 +363,7 @@ class Run(Recipe):
     if self.log.profile is not None and not 0 <= self.log.profile < self.steps:
       problems.append(f'log.profile {self.log.profile}: expected a step that others follow, 0 to {self.steps - 1}')
     problems += [] if self.evaluate is None else self.evaluate.problems()
+    problems += self._speech_problems()
     if self.save.best and self.evaluate is None:
       problems.append('save.best: there is no held-out loss; give evaluate, or leave it out')
     if self.data.epochs is not None:
@@ -375,3 +376,23 @@ class Run(Recipe):
       )
     if problems:
       raise ValueError('configuration: ' + '; '.join(problems))
+
+  def _speech_problems(self) -> list[str]:
+    places = {'data': self.data} | ({} if self.evaluate is None else {'evaluate.data': self.evaluate.data})
+    found = [
+      f'{name}.speech_rows {data.speech_rows}: '
+      + ('the Talker has no rows' if self.speech else 'speech is read and not learnt; give speech')
+      for name, data in places.items()
+      if bool(data.speech_rows) != (self.speech is not None)
+    ]
+    if self.speakers and self.speech is None:
+      found.append('speakers: only a run with speech can add any; give speech')
+    if (speech := self.speech) is not None:
+      if not 0 < speech.frames <= 1:
+        found.append(f'speech.frames {speech.frames}: expected a share above 0, at most 1')
+      found += [
+        f'speech.{name} {weight}: expected at least 0'
+        for name in ('codes', 'predictor', 'text')
+        if (weight := getattr(speech, name)) < 0
+      ]
+    return found

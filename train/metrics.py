@@ -108,6 +108,8 @@ class Metrics:
         values.pop(f'cross_entropy/{kind}', None)
     for name in [name for name, value in values.items() if name.startswith('source/') and name.endswith('/weight') and not value]:
       values.pop(name.removesuffix('weight') + 'cross_entropy', None)
+    for name in [name for name, value in values.items() if name.endswith('/speech_weight') and not value]:
+      values.pop(name.removesuffix('speech_weight') + 'codes', None)
     line = {'step': step, **values, 'step_s': seconds, 'tokens_per_s': values['tokens'] / seconds, **other_s, **input_stats}
     if 'speech/frames' in values:
       line['frames_per_s'] = values['speech/frames'] / seconds

@@ -46,7 +46,9 @@ class OmniTask:
 
   @functools.cached_property
   def processor(self) -> Processor:
-    return Processor.from_folder(self.model)
+    processor = Processor.from_folder(self.model)
+    processor.cfg = self.cfg  # which knows the run's new speakers
+    return processor
 
   @property
   def out(self) -> epath.Path:

@@ -110,7 +110,7 @@ def speech_sums(
     'positions': valid.sum(),
     'ends': ends.sum(),
     'end_loss': jnp.where(ends, scores.other, 0).sum(),
-    'end_chance': jnp.where(ends, chance, 0).sum(),
+    'end_probability': jnp.where(ends, chance, 0).sum(),
     'end_elsewhere': jnp.where(frames, chance, 0).sum(),
   }
   if speech.source is not None:

@@ -63,7 +63,7 @@ def trained_flops(cfg: OmniConfig, roles: Roles, work: Work, speech: Speech | No
   layers = cfg.talker.accept_hidden_layer / cfg.thinker.text.num_hidden_layers if cfg.talker is not None and heard else 0.0
   shares = {'thinker': layers, 'audio': float(heard), 'vision': float(heard)}
   flops.pop('thinker.head', None)
-  return {name: n * shares.get(name.partition('.')[0], 1.0) for name, n in flops.items()}
+  return {name: n * share for name, n in flops.items() if (share := shares.get(name.partition('.')[0], 1.0))}
 
 
 def learning(roles: Roles) -> tuple[list[str], tuple[str, ...]]:

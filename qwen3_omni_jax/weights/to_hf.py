@@ -213,11 +213,13 @@ class _Whole:
 
 
 def _require_same(first: Opened, base: Opened) -> None:
-  """Raises ValueError if the configs of two folders differ in the networks they share."""
+  """Raises ValueError if the configs of two folders differ in the networks they share. The first may have speakers besides."""
   shared = tuple(
     f'{field.name}_config.'
     for field in dataclasses.fields(first.cfg)
     if all(dataclasses.is_dataclass(getattr(cfg, field.name)) for cfg in (first.cfg, base.cfg))
   )
-  different = [str(change) for change in changes(first.cfg, base.cfg) if change.field.startswith(shared)]
+  more = lambda change: change.field == 'talker_config.speaker_id' and change.b.items() <= change.a.items()
+  found = [change for change in changes(first.cfg, base.cfg) if change.field.startswith(shared)]
+  different = [str(change) for change in found if not more(change)]
   report(f'{base.folder}: not of the same model as {first.folder}', different_in_config=different)

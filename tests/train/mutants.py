@@ -50,8 +50,8 @@ MUTANTS = (
     'number = jnp.maximum(valid.size, 1)',
     LOSSES,
   ),
-  Mutant('the head loses the last chunk', 'train/losses.py', 'jnp.log(total) + top - chosen', 'jnp.log(total) - chosen', LOSSES),
-  Mutant('the table of embeddings in bfloat16', 'train/step.py', "path == 'thinker/embed' or ", '', f'{STEP} -k frequent'),
+  Mutant('the head loses the last chunk', 'train/losses.py', 'log_z = jnp.log(total) + top', 'log_z = jnp.log(total)', LOSSES),
+  Mutant('the table of embeddings in bfloat16', 'train/step.py', 'path in EMBEDDINGS or ', '', f'{STEP} -k frequent'),
   Mutant(
     'microbatches are not all counted',
     'train/step.py',
@@ -109,6 +109,84 @@ MUTANTS = (
     'for state in states for lane',
     'for state in states[:1] for lane',
     'tests/train/test_data.py -k processes',
+  ),
+)
+
+SPEECH, TALKER = 'train/speech_loss.py', 'tests/train/test_speech_loss.py'
+MUTANTS += (
+  Mutant(
+    'a frame is fed where it is predicted',
+    SPEECH,
+    'before = jnp.pad(speech.codes[:, :-1], ((0, 0), (1, 0), (0, 0)), constant_values=-1)',
+    'before = speech.codes',
+    f'{TALKER} -k forced',
+  ),
+  Mutant('the end of speech is a frame', SPEECH, ' & (code0 != cfg.codec_eos_token_id)', '', f'{TALKER} -k forced'),
+  Mutant(
+    'the predictor is given the next state',
+    SPEECH,
+    'pick(hidden, index)',
+    'pick(jnp.roll(hidden, -1, axis=1), index)',
+    f'{TALKER} -k forced',
+  ),
+  Mutant('media are read as text', SPEECH, 'speech.tap[..., None] >= 0', 'speech.tap[..., None] < -1', f'{TALKER} -k forced'),
+  Mutant('an opening without codes', SPEECH, 'before[..., 0], speech.opening)', 'before[..., 0], -1)', f'{TALKER} -k forced'),
+  Mutant(
+    'a code is left out of the sum',
+    SPEECH,
+    "(params['code_predictor']['embed'], jnp.moveaxis(rest, -1, 0))",
+    "(params['code_predictor']['embed'][1:], jnp.moveaxis(rest, -1, 0)[1:])",
+    f'{TALKER} -k forced',
+  ),
+  Mutant(
+    'a frame goes on into the next utterance',
+    SPEECH,
+    'is_frame(before[..., 0], cfg) & same',
+    'is_frame(before[..., 0], cfg)',
+    f'{TALKER} -k another',
+  ),
+  Mutant('chosen frames do not stand for the others', SPEECH, 'index, axis=1) * factor', 'index, axis=1)', f'{TALKER} -k choice'),
+  Mutant(
+    'the same frames in every step',
+    'train/step.py',
+    "zlib.crc32(b'frames')), step)",
+    "zlib.crc32(b'frames')), 0)",
+    f'{TALKER} -k anew',
+  ),
+  Mutant(
+    'microbatches are divided by their own weights',
+    'train/step.py',
+    'total_weights(batch, cfg) if totals is None else totals',
+    'total_weights(batch, cfg)',
+    f'{TALKER} -k sum',
+  ),
+  Mutant(
+    'the mean of frames is taken over the ends too',
+    SPEECH,
+    "rest.mean() / totals['frames']",
+    "rest.mean() / totals['codes']",
+    f'{TALKER} -k sum',
+  ),
+  Mutant(
+    'no gradient reaches the tapped Thinker',
+    SPEECH,
+    'recipe=recipe, tap_layer=tap_layer)',
+    'recipe=recipe, tap_layer=tap_layer); tap = jax.lax.stop_gradient(tap)',
+    f'{TALKER} -k reach',
+  ),
+  Mutant(
+    "other speakers' rows decay",
+    'train/step.py',
+    'updates = {path: roles.only_trained_rows(path, u, -0.0) for path, u in updates.items()}',
+    'updates = dict(updates)',
+    f'{TALKER} -k rows',
+  ),
+  Mutant(
+    "other speakers' rows have moments",
+    'train/step.py',
+    'grads = {path: roles.only_trained_rows(path, g) for path, g in grads.items()}',
+    'grads = dict(grads)',
+    f'{TALKER} -k rows',
   ),
 )
 

@@ -21,6 +21,11 @@ STAGES = (
   's3_long',
   'sft',
   'captioner',
+  'talker_pretrain',
+  'talker_sft',
+  'talker_speaker',
+  'talker_realign',
+  'omni_joint',
 )
 
 
@@ -42,7 +47,7 @@ def test_a_shipped_stage_fits_any_pod_and_no_device_repeats_the_work_of_another(
     lanes.add(lane)
     assert data.rows == data.lanes == row_groups(mesh) and data.rows * mesh.get('context', 1) == devices
     full = Sizes(dict.fromkeys(('data', 'fsdp', 'expert', 'tensor', 'context'), 1) | mesh)
-    for rows in (data.rows, lane.audio_rows * data.lanes, lane.visual_rows * data.lanes):
+    for rows in (data.rows, *(n * data.lanes for n in (lane.audio_rows, lane.visual_rows, lane.speech_rows))):
       assert not rows or math.prod(full.shape[axis] for axis in batch_axes(rows, full)) == data.rows
   assert len(lanes) == 1  # what fits in a lane does not depend on the pod
 
