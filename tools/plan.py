@@ -32,7 +32,12 @@ def run(args: argparse.Namespace) -> int:
   prepare_libtpu()
   from qwen3_omni_jax.plan import result, show
 
-  made = result.make_plan(cfg, _job(args, topology), topology, args.model)
+  job = _job(args, topology)
+  if job.run is not None:
+    from qwen3_omni_jax.train.speakers import with_speakers
+
+    cfg = with_speakers(cfg, job.run.speakers)
+  made = result.make_plan(cfg, job, topology, args.model)
   if args.html:
     pathlib.Path(args.html).write_text(show.html(made), encoding='utf-8')
   print(json.dumps(result.finite(made)) if args.json else '\n'.join(show.lines(made)))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 S2, S3 = ('--config', 's2_general'), ('--config', 's3_long')
+PRETRAIN, SFT = ('--config', 'talker_pretrain'), ('--config', 'talker_sft')
 TEXT = ('data.audio_s=0', 'data.visual_patches=0')  # the same step without media
 ROWS: tuple[tuple[str, ...], ...] = (
   ('decode', 'v5e:4x4', '--batch', '64', '--length', '4096'),
@@ -33,6 +34,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
   ('train', 'v6e:16x16', *S3),
   ('train', 'v6e:16x16', '--slices', '2', *S3),
   ('train', 'v5p:8x8x8', *S3),
+  ('train', 'v5p:2x2x4', *PRETRAIN),
+  ('train', 'v5p:2x2x4', *SFT),
+  ('train', 'v6e:4x4', *PRETRAIN),
+  ('train', 'v6e:4x4', *SFT),
 )
 HEAD = (
   'job',

@@ -1,6 +1,7 @@
 """The job of a plan: which program, of which shapes."""
 
 import dataclasses
+import math
 from typing import Any
 
 from qwen3_omni_jax.config import OmniConfig
@@ -8,7 +9,7 @@ from qwen3_omni_jax.flops import Work, forward_flops
 from qwen3_omni_jax.train.config import Run
 from qwen3_omni_jax.train.config_file import to_data
 from qwen3_omni_jax.train.geometry import lane_shape
-from qwen3_omni_jax.train.state import assign_roles
+from qwen3_omni_jax.train.state import PARTS, SPEECH_PARTS, assign_roles
 from qwen3_omni_jax.train.utilisation import trained_flops
 
 FRAME_PATCHES = 1024  # of an image of 512 x 512, or of two frames of a video: what the room for pictures is taken to hold
@@ -68,9 +69,12 @@ def work_of(cfg: OmniConfig, job: Job) -> Work:
   shape, microbatches = lane_shape(job.run.data, cfg), job.run.step.accumulate
   lanes = job.run.data.lanes
   windows = shape.audio_rows * lanes * (shape.chunks // cfg.thinker.audio.chunks_per_window)
+  data, share = job.run.data, 1.0 if job.run.speech is None else job.run.speech.frames
   work = Work.of_lengths(
     cfg,
     lengths,
+    talker=[data.speech_length] * data.speech_rows,
+    code_frames=math.ceil(share * data.speech_length) * data.speech_rows,
     audio=[cfg.thinker.audio.n_window_infer] * windows,
     frames=[FRAME_PATCHES] * (shape.patches * shape.visual_rows * lanes // FRAME_PATCHES),
   )
@@ -82,3 +86,12 @@ def flops_of(cfg: OmniConfig, job: Job) -> dict[str, float]:
   if job.run is None:
     return forward_flops(cfg, work_of(cfg, job))
   return trained_flops(cfg, assign_roles(cfg, job.run), work_of(cfg, job), job.run.speech)
+
+
+def recomputed_flops(cfg: OmniConfig, job: Job) -> float:
+  """FLOPs that a step computes again because it kept no activations; a frozen Thinker whose Talker learns needs none."""
+  if job.run is None or job.run.step.remat != 'full':
+    return 0.0
+  roles, flops = assign_roles(cfg, job.run), forward_flops(cfg, work_of(cfg, job))
+  again = SPEECH_PARTS if job.run.speech is not None and not roles.learns(*PARTS) else roles.parts
+  return sum(n for name, n in flops.items() if name.partition('.')[0] in again)

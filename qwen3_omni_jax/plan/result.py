@@ -5,12 +5,11 @@ import resource
 from typing import Any
 
 from qwen3_omni_jax.config import OmniConfig
-from qwen3_omni_jax.flops import forward_flops
 from qwen3_omni_jax.hardware import Topology
 
 from .advice import advice
 from .compiler import compile_program
-from .job import Job, flops_of, work_of
+from .job import Job, flops_of, recomputed_flops
 from .memory import estimated_temporary, held_bytes
 from .topology import abstract_mesh, tpu_mesh
 
@@ -70,7 +69,7 @@ def _estimate(cfg: OmniConfig, job: Job, topology: Topology, plan: dict[str, Any
   """Time by the roofline: the longest of arithmetic, memory and links, each at its peak, all overlapped. A lower bound."""
   device, memory = topology.accelerator, plan['per_device']
   flops = plan['flops']['total']
-  again = sum(forward_flops(cfg, work_of(cfg, job)).values()) if job.run is not None and job.run.step.remat == 'full' else 0.0
+  again = recomputed_flops(cfg, job)
   moved = memory['weights_bytes'] + memory['activations_bytes']
   if job.kind == 'train':  # state read and written, temporaries written and read
     moved = 2 * (memory['weights_bytes'] + memory['optimiser_bytes'] + memory['temporary_bytes'])
