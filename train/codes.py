@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_omni_jax.infer.codes_store import FORMAT, INDEX
 from qwen3_omni_jax.weights.safetensors import Shard
 
 from .contents import contents_fingerprint
 from .kept import Recent
 
-FORMAT = 'qwen3_omni_jax.codes.v1'
-INDEX = 'index.json'
 _OPEN_FILES = 16
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _RECORDS = ('.jsonl', '.ndjson')
+_SOUNDS = ('audio', 'audio_url', 'input_audio')  # keys of a part of a message that is a sound, as training reads them
 
 
 def find_recordings(patterns: Sequence[str], media_root: str | pathlib.Path | None = None) -> dict[str, pathlib.Path]:
@@ -60,9 +61,10 @@ def _of_records(file: pathlib.Path) -> Iterator[tuple[str, str]]:
       except (ValueError, RecursionError) as error:
         raise ValueError(f'{where}: not valid JSON ({str(error)[:100]})') from error
       for audio in spoken(record):
-        if not isinstance(audio, str) or not audio:
+        path = audio.get('path') or audio.get('url') if isinstance(audio, dict) else audio
+        if not isinstance(path, str) or not path or path.startswith('data:'):
           raise ValueError(f'{where}: audio of an assistant is {type(audio).__name__}; expected the path of a file')
-        yield where, audio
+        yield where, path
 
 
 def spoken(record: Any) -> Iterator[Any]:
@@ -81,5 +83,5 @@ def spoken(record: Any) -> Iterator[Any]:
       yield turn['audio']
     content = turn.get('content')
     for part in content if isinstance(content, list) else ():
-      if isinstance(part, dict) and part.get('type') == 'audio':
-        yield part.get('audio')
+      if isinstance(part, dict):
+        yield from [part[key] for key in _SOUNDS if part.get(key) is not None][:1]

@@ -1,10 +1,14 @@
 """`qwen3-omni codes`: every recording gets the codes that it has alone, once, whoever makes them."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import soundfile
+from qwen3_omni_jax.train.codes import open_codes
 
 from qwen3_omni_jax.cli import main
 from qwen3_omni_jax.infer.codes import make_codes
@@ -101,6 +105,24 @@ def test_an_interrupted_job_goes_on_and_repeats_nothing(codec, sounds, tmp_path)
   assert jobs(codec, sounds, on_progress=interrupt)(tmp_path / 'out')['complete']  # nothing is left to do
 
 
+@pytest.mark.slow
+def test_a_killed_process_loses_at_most_a_part(codec, sounds, tmp_path):
+  command = [sys.executable, '-m', 'qwen3_omni_jax.cli', 'codes', '--codec', codec, '--input', f'{sounds}/*.wav', '--part', '1']
+  process = subprocess.Popen([*map(str, command), '--media-root', sounds, '--out', tmp_path / 'out'])
+  while process.poll() is None and not part_bytes(tmp_path / 'out'):
+    time.sleep(0.001)
+  process.kill()
+  process.wait()
+  before = part_bytes(tmp_path / 'out')
+  assert 0 < len(before) < len(LENGTHS)
+  jobs(codec, sounds, part_size=1, slots=8)(tmp_path / 'out')
+  jobs(codec, sounds, part_size=1, slots=8)(tmp_path / 'whole')
+  after = part_bytes(tmp_path / 'out')
+  assert before.items() <= after.items() and after.keys() == part_bytes(tmp_path / 'whole').keys()
+  _, codes = made(tmp_path / 'out')
+  np.testing.assert_equal(codes, made(tmp_path / 'whole')[1])
+
+
 def test_a_bad_file_fails_alone(codec, sounds, tmp_path, capsys):
   (tmp_path / 'bad.wav').write_bytes(b'RIFFnothing')
   command = ['codes', '--codec', str(codec), '--input', str(sounds / '0.wav'), str(tmp_path / 'bad.wav'), str(sounds / '2.wav')]
@@ -140,13 +162,16 @@ def test_records_name_what_they_say_aloud(codec, sounds, tmp_path):
     },
     {'text': 'words', 'audio': '3.wav', 'speaker': 'ethan'},
     {'messages': [say(audio='4.wav', codes=[[0, 0, 0, 0]])]},
+    {'messages': [say(content=[{'type': 'audio_url', 'audio_url': {'url': '5.wav'}}]), {'role': 'system', 'audio': '6.wav'}]},
   ]
   file = sounds / 'records.jsonl'
   file.write_text('\n'.join(map(json.dumps, records)) + '\n')
   try:
-    assert find_recordings([str(file)]) == {name: sounds / name for name in ('0.wav', './2.wav', '3.wav')}
+    assert find_recordings([str(file)]) == {name: sounds / name for name in ('0.wav', './2.wav', '3.wav', '5.wav')}
     make_codes(codec, [str(file)], tmp_path / 'out', slots=2)
-    assert set(made(tmp_path / 'out')[1]) == {'0.wav', './2.wav', '3.wav'}
+    codes = open_codes(tmp_path / 'out')  # as training reads them
+    assert set(codes) == {'0.wav', './2.wav', '3.wav', '5.wav'} and (codes.num_code_groups, codes.frame_rate) == (4, 500)
+    np.testing.assert_array_equal(codes['./2.wav'], made(tmp_path / 'out')[1]['./2.wav'])
   finally:
     file.unlink()
 
