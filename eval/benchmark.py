@@ -124,7 +124,9 @@ class Benchmark:
   """One row of a results table.
 
   folder: where its files lie under the data root. expected: items in the released split, None where no count is published.
-  answer: 'generate' a reply, 'choose' the most probable option, or 'speak' the text. needs_judge: no score without a judge.
+  answer: 'generate' a reply, 'choose' the most probable option, or 'speak' the text (an item's `speaker` field: in whose voice).
+  needs_judge: no score without a judge. Of spoken ones, hear: what a model that writes the speech down is asked, with
+  max_new_tokens; measure: metrics of the sound itself, of (items, wave files, finish_reasons).
   """
 
   name: str
@@ -139,6 +141,8 @@ class Benchmark:
   audio_in_video: bool = False
   answer: Literal['generate', 'choose', 'speak'] = 'generate'
   needs_judge: bool = False
+  hear: str = 'Transcribe the audio into text.'
+  measure: Callable[[Sequence[Item], Sequence[pathlib.Path], Sequence[str]], dict[str, float]] | None = None
 
   def settings(self, variant: Variant) -> Settings:
     return default_settings(variant, self.max_new_tokens, self.audio_in_video)

@@ -7,7 +7,7 @@ options by their probability, and speaks.
 import dataclasses
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from .benchmark import Settings
@@ -17,7 +17,7 @@ Conversation = Sequence[dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """A reply as it is kept: text is None where the item failed, and `error` says why."""
+  """A reply as it is kept: text is None where the item failed (`error` says why), or was spoken and not yet written down."""
 
   text: str | None
   finish_reason: str = 'stop'
@@ -30,18 +30,15 @@ class Predictor(Protocol):
 
 
 class OmniPredictor:
-  """Answers with an `Omni`. asr: what writes down a spoken wave file for the speech suite, None if that is done elsewhere."""
+  """Answers with an `Omni`. speaker: who speaks where a benchmark says nothing."""
 
-  def __init__(
-    self,
-    omni: Any,
-    *,
-    batch_size: int = 16,
-    speaker: str = 'Ethan',
-    max_frames: int | None = None,
-    asr: Callable[[pathlib.Path], str] | None = None,
-  ):
-    self.omni, self.batch_size, self.speaker, self.max_frames, self.asr = omni, batch_size, speaker, max_frames, asr
+  def __init__(self, omni: Any, *, batch_size: int = 16, speaker: str = 'Ethan', max_frames: int | None = None):
+    self.omni, self.batch_size, self.speaker, self.max_frames = omni, batch_size, speaker, max_frames
+
+  @property
+  def voice(self) -> dict[str, Any]:
+    """What speech depends on besides the settings."""
+    return {'speaker': self.speaker, 'max_frames': self.max_frames}
 
   def __call__(self, conversations: Sequence[Conversation], settings: Settings) -> list[Answer]:
     replies = self.omni.generate(
@@ -67,16 +64,18 @@ class OmniPredictor:
       answers.append(Answer(max(likely, key=lambda k: likely[k])))
     return answers
 
-  def speak(self, texts: Sequence[str], waves: Sequence[pathlib.Path], settings: Settings) -> list[Answer]:
-    """Speaks the texts into wave files; the replies are what `asr` hears, None without it."""
+  def speak(
+    self, texts: Sequence[str], speakers: Sequence[str | None], waves: Sequence[pathlib.Path], settings: Settings
+  ) -> list[Answer]:
+    """Speaks the texts into wave files; the replies have no text, and say how the speech ended."""
     import soundfile
 
-    spoken = self.omni.speak(list(texts), self.speaker, seed=[settings.seed] * len(texts), max_frames=self.max_frames)
+    voices = [speaker or self.speaker for speaker in speakers]
+    spoken = self.omni.speak(list(texts), voices, seed=[settings.seed] * len(texts), max_frames=self.max_frames)
     for speech, wave in zip(spoken, waves, strict=True):
       wave.parent.mkdir(parents=True, exist_ok=True)
       soundfile.write(wave, speech.samples, speech.rate_hz, subtype='PCM_16')
-    transcripts = [self.asr(wave) if self.asr else None for wave in waves]
-    return [Answer(text, speech.finish_reason) for text, speech in zip(transcripts, spoken, strict=True)]
+    return [Answer(None, speech.finish_reason) for speech in spoken]
 
 
 class EnginePredictor(OmniPredictor):
@@ -115,16 +114,6 @@ class EnginePredictor(OmniPredictor):
         yield result.row.id, Answer(None, 'error', error=f'{result.kind}: {result.error}')
       else:
         yield result.row.id, Answer(result.reply.text, result.reply.finish_reason, result.reply.reasoning)
-
-
-def self_asr(omni: Any) -> Callable[[pathlib.Path], str]:
-  """A recogniser made of the model itself. Not the official one: a score by it says how well the model hears its own voice."""
-
-  def transcribe(wave: pathlib.Path) -> str:
-    content = [{'type': 'audio', 'audio': str(wave)}, {'type': 'text', 'text': 'Transcribe the audio into text.'}]
-    return omni.generate([[{'role': 'user', 'content': content}]], max_new_tokens=512, temperature=0.0)[0].text
-
-  return transcribe
 
 
 def variant_of(omni: Any) -> str:

@@ -1,4 +1,7 @@
-"""The evaluation as one HTML file: the table, scores by category, and the worst examples with their sound, picture or still."""
+"""The evaluation as one HTML file: the table, scores by category, and the worst examples with their sound, picture or still.
+
+Of a spoken benchmark, what was spoken can be played beside the recording of the same text, even where nothing is wrong.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,7 +47,11 @@ def _benchmark_section(result: Result, shown: Shown) -> str:
   for axis, rates in by_category(result.items, scores.rows).items():
     if len(rates) > 1:
       parts.append(_bars(axis, rates))
-  parts.append('<h3>Worst examples</h3>' + examples(_example(result, i, shown) for i in worst(result)))
+  chosen, heading = worst(result), 'Worst examples'
+  if result.waves and len(chosen) < WORST:
+    rest = [i for i in range(len(result.items)) if i not in chosen]
+    chosen, heading = [*chosen, *rest[: WORST - len(chosen)]], 'Examples, the worst first'
+  parts.append(f'<h3>{heading}</h3>' + examples(_example(result, i, shown) for i in chosen))
   return '\n'.join(parts)
 
 
@@ -100,16 +107,23 @@ def _example(result: Result, i: int, shown: Shown) -> tuple[dict[str, Any], list
     'id': item.id,
     'question': question,
     'reference': item.reference,
-    'reply': reply,
+    'speaker': item.fields.get('speaker'),
+    'heard' if result.waves else 'reply': reply,
     'read as': row.extracted if row.readable else 'unreadable',
+    'ended by': answer.finish_reason if result.waves else None,
   }
   if facts['read as'] == reply:
     del facts['read as']
-  return facts, [_medium(shown, kind, source) for kind, source in read.media(item)]
+  media = [_medium(shown, kind, source) for kind, source in read.media(item)]
+  if result.waves and answer.finish_reason != 'error':
+    media.append(_medium(shown, 'audio', result.waves[i], 'spoken'))
+  if recording := item.fields.get('recording'):
+    media.append(_medium(shown, 'audio', recording, 'recording'))
+  return facts, media
 
 
-def _medium(shown: Shown, kind: str, source: Any) -> str:
+def _medium(shown: Shown, kind: str, source: Any, label: str = '') -> str:
   try:
-    return shown.medium(kind, source.read() if isinstance(source, (read.Cell, read.Segment)) else source)
+    return shown.medium(kind, source.read() if isinstance(source, (read.Cell, read.Segment)) else source, label)
   except Exception as e:  # a broken file must not cost the report
     return report.text(f'{kind} not shown: {type(e).__name__}: {e}')

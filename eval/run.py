@@ -10,25 +10,28 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from . import seed_tts, voicebench
+from . import seed_tts, spoken, voicebench
 from .benchmark import Benchmark, Item, Scores, Scoring, Settings, Variant
 from .bootstrap import interval
 from .data_check import Check, check
 from .predict import Answer, OmniPredictor
 from .published import published
 from .read import with_media
+from .recognise import Recogniser, own_ear
+from .spoken import Ear
 
-LIBRARIES = ('jiwer', 'rapidfuzz', 'whisper-normalizer', 'sacrebleu', 'zhconv', 'grain', 'pyarrow', 'jax', 'qwen3-omni-jax')
+LIBRARIES = 'jiwer rapidfuzz whisper-normalizer sacrebleu zhconv grain pyarrow pocketsphinx jax qwen3-omni-jax'.split()
 Log = Callable[[str], None]
 NO_JUDGE = Scoring()
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """One benchmark after a run. scores None: skipped, and `skipped` says why."""
+  """One benchmark after a run. scores None: skipped, and `skipped` says why. waves: of the spoken items, in their order."""
 
   benchmark: Benchmark
   settings: Settings | None
@@ -37,6 +40,7 @@ class Result:
   scores: Scores | None
   check: Check
   skipped: str | None = None
+  waves: Sequence[pathlib.Path] = ()
 
   def to_json(self, variant: str) -> dict[str, Any]:
     """What results.json holds of it."""
@@ -71,18 +75,30 @@ def evaluate(
   scoring: Scoring = NO_JUDGE,
   changes: Mapping[str, Any] | None = None,
   batch: int = 16,
+  recognisers: Sequence[Recogniser] = (),
 ) -> dict[str, Scores]:
   """Scores by benchmark name. predict: an `Omni`, or a predictor. limit: items, evenly spread. changes: settings to replace.
+  recognisers: who writes down what was spoken; default the model itself.
 
-  Raises ValueError for missing files, and for a set that needs a judge without one.
+  Raises ValueError for missing files, for a set that needs a judge without one, and for a spoken one without a recogniser.
   """
   predict = OmniPredictor(predict) if hasattr(predict, 'generate') else predict
+  if not recognisers and isinstance(predict, OmniPredictor):
+    recognisers = [own_ear(predict.omni, batch)]
   scores = {}
   for benchmark in benchmarks:
-    items = spread(benchmark.read(pathlib.Path(root) / benchmark.folder), limit)
+    every = benchmark.read(pathlib.Path(root) / benchmark.folder)
+    items = spread(every, limit)
     settings = dataclasses.replace(benchmark.settings(variant), **(changes or {}))
-    made = {item.id: answer for item, answer in answered(predict, benchmark, items, settings, pathlib.Path('.'), batch)}
-    scores[benchmark.name] = benchmark.score(items, [made[item.id].text for item in items], scoring)
+    with tempfile.TemporaryDirectory() as folder:  # of the waves
+      made = {item.id: answer for item, answer in answered(predict, benchmark, items, settings, pathlib.Path(folder), batch)}
+      answers = [made[item.id] for item in items]
+      if benchmark.answer == 'speak':
+        ears = [Ear(r.name, r.prepare(benchmark, every)) for r in recognisers]
+        waves = [wave_path(pathlib.Path(folder), item) for item in items]
+        _, scores[benchmark.name] = spoken.score(benchmark, items, answers, waves, ears, scoring, batch=batch)
+      else:
+        scores[benchmark.name] = benchmark.score(items, [a.text for a in answers], scoring)
   return scores
 
 
@@ -144,7 +160,8 @@ def predict_items(
   good = [(item, messages) for item, messages in part if not isinstance(messages, Exception)]
   if benchmark.answer == 'speak':
     waves = [wave_path(folder, item) for item, _ in good]
-    made = predict.speak([item.reference for item, _ in good], waves, settings) if good else []
+    texts, speakers = [item.reference for item, _ in good], [item.fields.get('speaker') for item, _ in good]
+    made = predict.speak(texts, speakers, waves, settings) if good else []
   elif benchmark.answer == 'choose' and hasattr(predict, 'choose'):
     letters = [list(item.fields['options']) for item, _ in good]
     made = predict.choose([messages for _, messages in good], letters, settings) if good else []
@@ -173,19 +190,28 @@ def run_suite(
   changes: Mapping[str, Any] | None = None,
   batch: int = 16,
   allow_missing: bool = False,
+  recognisers: Sequence[Recogniser] = (),
   transcripts: Mapping[str, str] | None = None,
   log: Log = print,
 ) -> list[Result]:
   """Checks all data, then answers and scores benchmark by benchmark; replies in OUT/<benchmark>/replies.jsonl.
 
+  recognisers: who writes down what was spoken; the first one makes the score, the others are given beside it. transcripts: texts
+  of another recogniser by item id, in the first place.
+
   Raises ValueError before anything is answered if media are missing (unless allow_missing leaves those items out, counted),
   or if the replies in `out` were made otherwise.
   """
   plans, incomplete = [], []
+  ears: dict[str, list[Ear]] = {}
   for benchmark in benchmarks:
     try:
-      items = spread(benchmark.read(root / benchmark.folder), limit)
+      every = benchmark.read(root / benchmark.folder)
+      items = spread(every, limit)
       found = check(benchmark, items)
+      if benchmark.answer == 'speak':
+        kept = out / benchmark.name
+        ears[benchmark.name] = [Ear(r.name, r.prepare(benchmark, every), kept / f'heard_{r.name}.jsonl') for r in recognisers]
     except ValueError as e:
       if len(benchmarks) == 1:
         raise
@@ -212,33 +238,34 @@ def run_suite(
       continue
     settings = dataclasses.replace(benchmark.settings(variant), **(changes or {}))
     answers = _answers(predict, benchmark, items, settings, out / benchmark.name, model, batch, log)
-    results.append(_scored(benchmark, settings, items, answers, found, scoring, transcripts, out, log))
-  return results
-
-
-def _scored(benchmark, settings, items, answers, found, scoring, transcripts, out, log) -> Result:
-  if benchmark.answer == 'speak':
-    waves = [wave_path(out / benchmark.name, item) for item in items]
-    (out / benchmark.name / 'manifest.lst').write_text(seed_tts.manifest(items, waves), encoding='utf-8')
-    if transcripts is not None:
-      answers = [dataclasses.replace(a, text=transcripts.get(item.id)) for a, item in zip(answers, items, strict=True)]
-    if all(a.text is None for a in answers):
-      reason = 'spoken, but not written down: recognise the files of manifest.lst and pass --transcripts, or --asr self'
+    score = lambda: (answers, benchmark.score(items, [a.text for a in answers], scoring))
+    waves = []
+    if benchmark.answer == 'speak':
+      waves = [wave_path(out / benchmark.name, item) for item in items]
+      (out / benchmark.name / 'manifest.lst').write_text(seed_tts.manifest(items, waves), encoding='utf-8')
+      given = {} if transcripts is None else {'transcripts': [transcripts.get(item.id) for item in items]}
+      listening = {'given': given, 'batch': batch, 'log': log}
+      score = lambda: spoken.score(benchmark, items, answers, waves, ears[benchmark.name], scoring, **listening)
+    scores, reason = None, None
+    try:
+      answers, scores = score()
+      log(f'{benchmark.name}: {next(iter(scores.metrics))} {scores.headline:.2f} on {len(items)} items')
+    except spoken.NotWrittenDown as e:
+      reason = str(e)
+    except ValueError as e:  # a judge that is gone, a tokeniser that is not installed: the replies are kept, the others go on
+      reason = f'answered, not scored: {e}'
+    if reason:
       log(f'{benchmark.name}: {reason}')
-      return Result(benchmark, settings, items, answers, None, found, reason)
-  try:
-    scores = benchmark.score(items, [a.text for a in answers], scoring)
-  except ValueError as e:  # a judge that is gone, a tokeniser that is not installed: the replies are kept, the others go on
-    log(f'{benchmark.name}: not scored: {e}')
-    return Result(benchmark, settings, items, answers, None, found, f'answered, not scored: {e}')
-  log(f'{benchmark.name}: {next(iter(scores.metrics))} {scores.headline:.2f} on {len(items)} items')
-  return Result(benchmark, settings, items, answers, scores, found)
+    results.append(Result(benchmark, settings, items, answers, scores, found, reason, waves))
+  return results
 
 
 def _answers(predict, benchmark, items, settings, folder, model, batch, log) -> list[Answer]:
   """Answers to all items; those already on disk are not asked again."""
   folder.mkdir(parents=True, exist_ok=True)
   made_with = {'model': model, 'settings': dataclasses.asdict(settings)}
+  if benchmark.answer == 'speak':
+    made_with['voice'] = getattr(predict, 'voice', None)
   settings_file = folder / 'settings.json'
   if settings_file.is_file() and json.loads(settings_file.read_text()) != json.loads(json.dumps(made_with)):
     raise ValueError(

@@ -1,7 +1,7 @@
 """SEED-TTS-eval: the texts of `meta.lst` spoken, recognised, and compared; the mean of each utterance's error rate.
 
-The official recognisers are Whisper-large-v3 (en) and Paraformer (zh). Ours is any function from a wave file to text, or a file
-of transcripts; which one made them belongs to the score. Speaker similarity is an external step over the manifest that a run
+The official recognisers are Whisper-large-v3 (en) and Paraformer (zh). Ours is one of eval.recognise, or a file of transcripts;
+which one made them belongs to the score. Speaker similarity is an external step over the manifest that a run
 writes (`wav|reference wav|text`, the official form): the published figures clone the prompt's voice, which the released model's
 fixed voices do not, so that they are not expected to be reached.
 """
@@ -50,8 +50,8 @@ def manifest(items: Sequence[Item], waves: Sequence[pathlib.Path]) -> str:
   """The official list of results: `wav|prompt wav|text` lines, for its WER and similarity scripts."""
   lines = []
   for item, wave in zip(items, waves, strict=True):
-    prompt = item.fields['prompt_wav']
-    lines.append('|'.join([str(wave), *([prompt] if prompt else []), item.reference]))
+    prompt = item.fields.get('prompt_wav') or item.fields.get('recording')
+    lines.append('|'.join([str(wave), *([str(prompt)] if prompt else []), item.reference]))
   return '\n'.join(lines) + '\n'
 
 
@@ -65,6 +65,7 @@ BENCHMARKS = [
     score,
     SCORER,
     expected=number,
+    max_new_tokens=512,
     answer='speak',
   )
   for lang, number in (('en', 1088), ('zh', 2020))

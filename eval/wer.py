@@ -49,15 +49,18 @@ def corpus_rate(counts: Sequence[Edits]) -> float:
   return 100 * sum(c.total for c in counts) / length
 
 
+def without_punctuation(text: str) -> str:
+  """The text without the marks that SEED-TTS-eval removes; apostrophes stay."""
+  return text.translate(dict.fromkeys(map(ord, _SEED_PUNCTUATION)))
+
+
 def seed_tts_edits(reference: str, hypothesis: str, language: str) -> Edits:
   """Edits of one utterance as SEED-TTS-eval's `process_one` counts them. language: 'en' or 'zh'."""
   if language not in ('en', 'zh'):
     raise ValueError(f"language '{language}': SEED-TTS-eval has 'en' and 'zh'")
   cleaned = []
   for text in (reference, hypothesis):
-    for mark in _SEED_PUNCTUATION:
-      text = text.replace(mark, '')
-    text = text.replace('  ', ' ')
+    text = without_punctuation(text).replace('  ', ' ')
     cleaned.append(' '.join(text) if language == 'zh' else text.lower())
   # jiwer's default transform: strip, collapse runs of spaces, split.
   left, right = ([word for word in text.strip().split(' ') if word] for text in cleaned)

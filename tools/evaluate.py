@@ -36,9 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--judge-url', metavar='URL', help='OpenAI-compatible endpoint up to /v1, for judged sets')
   parser.add_argument('--judge-model', metavar='NAME', help='the judge as the endpoint names it (published: gpt-4o-mini)')
   parser.add_argument('--judge-key-env', default='JUDGE_API_KEY', metavar='VAR', help="variable with the endpoint's key")
-  parser.add_argument('--asr', choices=('self',), help='write the speech suite down with the model itself')
+  parser.add_argument(
+    '--asr',
+    action='append',
+    choices=('self', 'sphinx', 'none'),
+    help='write speech down by the model itself or PocketSphinx; may be repeated, the first makes the score (default none)',
+  )
   parser.add_argument('--transcripts', metavar='FILE', help="{'id', 'text'} lines: what a recogniser heard, for the speech suite")
-  parser.add_argument('--speaker', default='Ethan', help='voice of the speech suite (default Ethan)')
+  parser.add_argument('--speaker', default='Ethan', help='voice of spoken benchmarks that name none (default Ethan)')
   parser.add_argument('--max-frames', type=int, metavar='N', help='longest speech, in frames of 80 ms')
   compile_cache.add_argument(parser)
   parser.add_argument('--json', action='store_true', help='print results.json instead of the table')
@@ -109,14 +114,16 @@ def _from_predictions(args: argparse.Namespace, benchmark: Any, out: pathlib.Pat
 def _with_model(args: argparse.Namespace, benchmarks: list[Any], out: pathlib.Path) -> int:
   devices.start(args.compile_cache)
   from qwen3_omni_jax.eval import run as runner
-  from qwen3_omni_jax.eval.predict import EnginePredictor, self_asr, variant_of
+  from qwen3_omni_jax.eval.predict import EnginePredictor, variant_of
+  from qwen3_omni_jax.eval.recognise import own_ear, sphinx
 
   from qwen3_omni_jax.infer.omni import Omni
 
   omni = Omni.load(args.model, dtype=args.dtype, mesh=args.mesh, speech=any(b.answer == 'speak' for b in benchmarks))
   variant = args.variant or variant_of(omni)
-  asr = self_asr(omni) if args.asr else None
-  predict = EnginePredictor(omni, batch_size=args.batch_size, speaker=args.speaker, max_frames=args.max_frames, asr=asr)
+  ears = {'self': lambda: own_ear(omni, args.batch_size), 'sphinx': sphinx}
+  recognisers = [ears[name]() for name in dict.fromkeys(args.asr or ()) if name in ears]
+  predict = EnginePredictor(omni, batch_size=args.batch_size, speaker=args.speaker, max_frames=args.max_frames)
   changes = {key: getattr(args, key) for key in ('max_new_tokens', 'media') if getattr(args, key)}
   transcripts = None
   if args.transcripts:
@@ -133,6 +140,7 @@ def _with_model(args: argparse.Namespace, benchmarks: list[Any], out: pathlib.Pa
     changes=changes,
     batch=args.batch_size,
     allow_missing=args.allow_missing,
+    recognisers=recognisers,
     transcripts=transcripts,
     log=lambda line: print(line, file=sys.stderr, flush=True),
   )

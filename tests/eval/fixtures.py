@@ -4,8 +4,11 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
+from scipy import signal
 
 
 def write_all(root: pathlib.Path, samples: dict[str, pathlib.Path]) -> pathlib.Path:
@@ -264,11 +267,36 @@ def text(root):
     _lines(root / name / 'test.jsonl', [record, {**record, 'answer': 1}])
 
 
+SPEAKERS = {'ethan': (105.0, (700.0, 1200.0, 2500.0)), 'chelsie': (210.0, (800.0, 1700.0, 3000.0))}
+
+
+def vowels(speaker: str, seconds: float, seed: int = 0, rate_hz: int = 16_000) -> np.ndarray:
+  """Sung by nobody: pulses at the speaker's pitch through three resonances, which move from one of five vowels to the next."""
+  pitch_hz, formants = SPEAKERS[speaker]
+  rng = np.random.default_rng(seed)
+  pulses = np.diff(np.floor(np.arange(int(seconds * rate_hz)) * pitch_hz * rng.uniform(0.97, 1.03) / rate_hz), prepend=0.0)
+  parts = []
+  for part in np.array_split(pulses, 5):
+    for formant in formants:
+      pole = np.exp((-60 + 2j * formant * rng.uniform(0.85, 1.15)) * np.pi / rate_hz)
+      part = signal.lfilter([1.0], np.poly([pole, pole.conj()]).real, part)
+    parts.append(0.3 * part / np.abs(part).max())
+  return np.concatenate(parts).astype(np.float32)
+
+
 def nano(root, samples):
   for name, kind, ask, answer in (
-    ('speech', 'audio', 'Write down the words.', 'two left'),
+    *((f'speech{effect}', 'audio', 'Write down the words.', 'two left') for effect in ('', '_silence', '_level', '_noise')),
     ('pictures', 'image', 'What is there?', 'one red disc'),
   ):
-    _put(root / 'nano-data' / name / samples[kind].name, samples[kind])
+    file = f'{name.split("_")[0]}/{samples[kind].name}'
+    _put(root / 'nano-data' / file, samples[kind])
     chat = [{'role': 'user', 'content': f'<{kind}>{ask}'}, {'role': 'assistant', 'content': answer}]
-    _lines(root / 'nano-data' / f'{name}_held_out.jsonl', [{'messages': chat, f'{kind}s': [f'{name}/{samples[kind].name}']}] * 2)
+    _lines(root / 'nano-data' / f'{name}_held_out.jsonl', [{'messages': chat, f'{kind}s': [file]}] * 2)
+  read_aloud = []
+  for i, speaker in enumerate(('ethan', 'chelsie', 'chelsie', 'ethan')):
+    path = root / 'nano-data' / 'voices' / f'{i}.wav'
+    path.parent.mkdir(exist_ok=True)
+    soundfile.write(path, vowels(speaker, 1.0, i), 16_000)
+    read_aloud.append({'text': ('one two', 'yes no go')[i % 2], 'audio': f'voices/{i}.wav', 'speaker': speaker})
+  _lines(root / 'nano-data' / 'read_aloud_held_out.jsonl', read_aloud)
