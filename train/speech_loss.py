@@ -31,6 +31,7 @@ FRAMES = 256  # whose codes a device predicts at once, 16 positions each: 0.5 GB
 def total_weights(batch: TrainBatch, cfg: OmniConfig) -> Metrics:
   """By which the losses of a step are divided: the weights of its targets. batch: with microbatches in front, or without."""
   speech = batch.speech
+  assert speech is not None and cfg.talker is not None
   frames = jnp.where(is_frame(speech.codes[..., 0], cfg.talker), speech.weights, 0)
   totals = {'text': batch.weights.sum(), 'codes': speech.weights.sum(), 'frames': frames.sum()}
   return {name: jnp.where(total > 0, total, 1) for name, total in totals.items()}
@@ -49,10 +50,11 @@ def joint_sums(
   totals: of the whole step. key: of the choice of frames; None: all of them. thinker_learns: whether anything in the Thinker or
   its encoders is trained. Otherwise, and without a loss of its own, no layer of it is run but those that media are tapped from.
   """
-  weights, tap_layer, total, metrics = recipe.speech, cfg.talker.accept_hidden_layer, jnp.float32(0), {}
+  weights, talker, total, metrics = recipe.speech, cfg.talker, jnp.float32(0), {}
+  assert weights is not None and talker is not None
   tap = None
   if thinker_learns or weights.text:
-    text, metrics, tap = thinker_sums(params, batch, cfg=cfg, recipe=recipe, tap_layer=tap_layer)
+    text, metrics, tap = thinker_sums(params, batch, cfg=cfg, recipe=recipe, tap_layer=talker.accept_hidden_layer)
     total = weights.text * text / totals['text']
   elif batch.media.audio or batch.media.visual:
     tap = jax.lax.stop_gradient(frozen_tap(params, batch, cfg, recipe))
@@ -63,6 +65,7 @@ def joint_sums(
 def frozen_tap(params: Params, batch: TrainBatch, cfg: OmniConfig, recipe: Recipe) -> Float[Array, 'B T I']:
   """As `generate` computes it: routers in the dtype of the activations."""
   dtype, dispatch = jnp.dtype(recipe.step.dtype), Dispatch(buffer=recipe.step.buffer)
+  assert cfg.talker is not None
   features = encode_media(params, cfg, batch.media, dtype, 'none')
   thinker, layer = params['thinker'], cfg.talker.accept_hidden_layer
   return thinker_tap(thinker, cfg.thinker, batch.tokens, features, tap_layer=layer, dtype=dtype, dispatch=dispatch)
@@ -80,6 +83,8 @@ def speech_sums(
 ) -> tuple[Array, Metrics]:
   """As joint_sums, of Talker and code predictor. tap: of the batch's tokens; None where no utterance takes any of it."""
   speech, talker, step_cfg, dtype = batch.speech, cfg.talker, recipe.step, jnp.dtype(recipe.step.dtype)
+  how = recipe.speech
+  assert speech is not None and talker is not None and how is not None
   eos, valid = talker.codec_eos_token_id, speech.segment != 0
   hidden, routed = talker_forward(
     params['talker'],
@@ -94,12 +99,13 @@ def speech_sums(
   )
   target, head = speech.codes[..., 0], params['talker']['head'].astype(dtype)
   scores = token_scores(hidden, head, jnp.maximum(target, 0), recipe.loss.chunk, other=eos)
+  assert scores.other is not None
   code0, ends = scores.loss * speech.weights, (target == eos) & (speech.weights > 0)
   frames = is_frame(target, talker) & (speech.weights > 0)
-  index, weight = choose_frames(frames, speech.weights, recipe.speech.frames, key)
+  index, weight = choose_frames(frames, speech.weights, how.frames, key)
   loss, right = predictor_scores(params, talker, pick(hidden, index), pick(speech.codes, index))
   rest, right = (jnp.einsum('RKq,RK->q', x.astype(jnp.float32), weight) for x in (loss, right))
-  total = recipe.speech.codes * code0.sum() / totals['codes'] + recipe.speech.predictor * rest.mean() / totals['frames']
+  total = how.codes * code0.sum() / totals['codes'] + how.predictor * rest.mean() / totals['frames']
   first = lambda x: (x.astype(jnp.float32) * speech.weights).sum()[None]
   chance = jnp.exp(-scores.other)
   metrics = {
@@ -120,7 +126,7 @@ def speech_sums(
   if routed is not None:
     text = talker.text
     router, sums = router_losses(routed, speech.weights.sum(), recipe.loss, text.router_aux_loss_coef, text.num_experts_per_tok)
-    total = total + recipe.speech.codes * router / totals['codes']
+    total = total + how.codes * router / totals['codes']
     metrics |= sums | {'routed': valid.sum().astype(jnp.float32) * (routed.lost.size * text.num_experts_per_tok)}
   return total, metrics
 
@@ -130,6 +136,7 @@ def talker_rows(
 ) -> Float[Array, 'R S D']:
   """The Talker's input embeddings: text side plus code side."""
   speech, talker = batch.speech, params['talker']
+  assert speech is not None
   text = project(talker['text_projection'], embed_tokens(params['thinker'], speech.text, dtype))
   if tap is not None:
     states = pick_rows(tap.reshape(-1, tap.shape[-1]), speech.tap, batch.media.lanes)

@@ -73,7 +73,8 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
     grads = {path: roles.only_trained_rows(path, g) for path, g in grads.items()}
     grad_norm = optax.tree.norm(grads)
     with jax.numpy_dtype_promotion('standard'):  # optax is not written for strict promotion
-      updates, moments = optimiser.update(grads, state.optimiser, state.trainable, step=state.step)
+      found: Any = optimiser.update(grads, state.optimiser, state.trainable, step=state.step)
+      updates, moments = found
       updates = {path: roles.only_trained_rows(path, u, -0.0) for path, u in updates.items()}  # x + -0.0 is x, for -0.0 too
       trainable = optax.apply_updates(state.trainable, updates)
       rate = jnp.float32(schedule(state.step))

@@ -154,7 +154,7 @@ def forward(
   def body(carry, inputs):
     (x, tap), (p, layer) = carry, inputs
     hidden, x, routing = step(x, p, layer)
-    tap = None if tap is None else jnp.where(layer == tap_layer - 1, hidden, tap)
+    tap = None if tap_layer is None else jnp.where(layer == tap_layer - 1, hidden, tap)
     return (x, tap), observe(hidden, routing)
 
   begin = (x, None if tap_layer is None else x)

@@ -170,8 +170,8 @@ MUTANTS += (
   Mutant(
     'no gradient reaches the tapped Thinker',
     SPEECH,
-    'recipe=recipe, tap_layer=tap_layer)',
-    'recipe=recipe, tap_layer=tap_layer); tap = jax.lax.stop_gradient(tap)',
+    'recipe=recipe, tap_layer=talker.accept_hidden_layer)',
+    'recipe=recipe, tap_layer=talker.accept_hidden_layer); tap = jax.lax.stop_gradient(tap)',
     f'{TALKER} -k reach',
   ),
   Mutant(
