@@ -434,7 +434,7 @@ def on_one_device(recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('shape', [{'fsdp': 2}, {'fsdp': 2, 'expert': 2}], ids=str)
+@pytest.mark.parametrize('shape', [{'fsdp': 2}, {'fsdp': 2, 'expert': 2}, {'tensor': 2, 'context': 2}], ids=str)
 def test_a_step_on_a_mesh_equals_that_of_one_device(shape):
   """With media, a joint loss, and a choice of frames."""
   recipe = with_speech(JOINT, frames=0.05)
