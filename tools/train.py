@@ -28,11 +28,12 @@ def run(args: argparse.Namespace) -> int:
   from ..train.goodput import process_start
   from ..train.run import train
 
-  score = None
-  if configuration.evaluate is not None and configuration.evaluate.benchmarks is not None:
-    from ..eval.in_training import make_scorer
+  score = speak = None
+  if (asked := configuration.evaluate) is not None and (asked.benchmarks is not None or asked.speech is not None):
+    from ..eval.in_training import make_scorer, make_speaker
 
     configuration.check()
-    score = make_scorer(configuration.evaluate.benchmarks)
-  train(configuration, began=process_start(), score=score)
+    score = None if asked.benchmarks is None else make_scorer(asked.benchmarks, speaks=configuration.speech is not None)
+    speak = None if asked.speech is None else make_speaker(asked.speech)
+  train(configuration, began=process_start(), score=score, speak=speak)
   return 0

@@ -303,6 +303,20 @@ class Benchmarks:
 
 
 @dataclasses.dataclass(frozen=True)
+class SpokenTexts:
+  """Texts that a run with the Talker speaks every so many steps and at the end, by the weights of that step; one process. What
+  was said is in OUT/samples and in TensorBoard; the model itself, asked `hear`, writes it down for a word error rate. speaker: of
+  all texts. max_frames: of 80 ms, the longest speech; None: the checkpoint's limit. max_new_tokens: of what is heard."""
+
+  texts: tuple[str, ...]
+  speaker: str = 'ethan'
+  every: int = 500
+  hear: str = 'Transcribe the audio into text.'
+  max_frames: int | None = 375
+  max_new_tokens: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
   """Loss on held-out data every so many steps, over the first `batches` batches of them."""
 
@@ -310,6 +324,7 @@ class Evaluation:
   every: int = 500
   batches: int = 8
   benchmarks: Benchmarks | None = None
+  speech: SpokenTexts | None = None
 
   def problems(self) -> list[str]:
     sizes: dict[str, int | None] = {'every': self.every, 'batches': self.batches}
@@ -318,6 +333,10 @@ class Evaluation:
       found += [] if asked.names else ['evaluate.benchmarks.names: none; give at least one']
       limits = {'limit': asked.limit, 'max_new_tokens': asked.max_new_tokens}
       sizes |= {f'benchmarks.{name}': n for name, n in {'every': asked.every, 'batch': asked.batch, **limits}.items()}
+    if (spoken := self.speech) is not None:
+      found += [] if spoken.texts and all(map(str.strip, spoken.texts)) else ['evaluate.speech.texts: expected texts with words']
+      limits = {'max_frames': spoken.max_frames, 'max_new_tokens': spoken.max_new_tokens}
+      sizes |= {f'speech.{name}': n for name, n in {'every': spoken.every, **limits}.items()}
     return found + [f'evaluate.{name} {n}: expected at least 1' for name, n in sizes.items() if n is not None and n < 1]
 
 
@@ -363,6 +382,8 @@ class Run(Recipe):
     if self.log.profile is not None and not 0 <= self.log.profile < self.steps:
       problems.append(f'log.profile {self.log.profile}: expected a step that others follow, 0 to {self.steps - 1}')
     problems += [] if self.evaluate is None else self.evaluate.problems()
+    if self.evaluate is not None and self.evaluate.speech is not None and self.speech is None:
+      problems.append('evaluate.speech: for a run that trains the Talker (speech); leave it out')
     problems += self._speech_problems()
     if self.save.best and self.evaluate is None:
       problems.append('save.best: there is no held-out loss; give evaluate, or leave it out')

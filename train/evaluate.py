@@ -10,14 +10,17 @@ import numpy as np
 from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.infer.omni import Omni
 from qwen3_omni_jax.infer.settings import GenerationDefaults
+from qwen3_omni_jax.infer.voice import Voice
 from qwen3_omni_jax.media.processor import Processor
+from qwen3_omni_jax.nn.lora import is_lora
+from qwen3_omni_jax.shapes import Params
 
 from .batch import KINDS
 from .config import Run
 from .data import make_loader
 from .feed import Feed
 from .speech_metrics import speech_metrics
-from .state import PARTS, Roles, TrainState, merge_params
+from .state import PARTS, SPEECH_PARTS, Roles, TrainState, merge_params
 from .step import eval_sums
 
 
@@ -64,14 +67,27 @@ def _losses(total: dict[str, Any], run: Run) -> dict[str, float]:
   return losses
 
 
-def omni_of(state: TrainState, cfg: OmniConfig, roles: Roles, processor: Processor, model: pathlib.Path, dtype: str) -> Omni:
-  """The model that the state holds, without a Talker: the averages of what is trained, where they are kept.
+def omni_of(
+  state: TrainState,
+  cfg: OmniConfig,
+  roles: Roles,
+  processor: Processor,
+  model: pathlib.Path,
+  dtype: str,
+  vocoder: Params | None = None,
+) -> Omni:
+  """The model that the state holds: the averages of what is trained, where they are kept.
 
+  vocoder: {'code2wav': …}, with which it speaks, of a state that has a Talker; None: without a Talker.
   What is trained is there a second time, in `dtype`; frozen parameters are the state's own. LoRA's changes are added where the
-  weights are used. The next step takes the state's memory: use the model before it.
+  weights are used, or now, where speech uses them. The next step takes the state's memory: use the model before it.
   """
   round_all = jax.jit(lambda trainable: {path: p.astype(dtype) for path, p in trainable.items()})
   trainable = round_all(state.trainable if state.ema is None else state.ema)
   params = merge_params(trainable, state.frozen, roles)
-  params = {part: params[part] for part in PARTS}
-  return Omni(cfg, params, processor, GenerationDefaults.from_folder(model, cfg.im_end_token_id), dtype)
+  parts = {part: params[part] for part in PARTS}
+  if vocoder is not None:
+    merge = jax.jit(lambda tree: jax.tree.map(lambda w: w.astype(dtype) if is_lora(w) else w, tree, is_leaf=is_lora))
+    parts |= {part: merge(params[part]) for part in SPEECH_PARTS} | vocoder
+  defaults = GenerationDefaults.from_folder(model, cfg.im_end_token_id)
+  return Omni(cfg, parts, processor, defaults, dtype, Voice.from_folder(model))

@@ -15,6 +15,7 @@ from . import goodput
 from .batch import KINDS
 from .goodput import Goodput
 from .lines import Lines
+from .samples import Sample
 from .utilisation import peak
 
 FILE = 'metrics.jsonl'
@@ -164,6 +165,13 @@ class Metrics:
   def benchmarks(self, step: int, scores: dict[str, float]) -> None:
     """The first metric of each benchmark after a step."""
     self._between_steps(step, 'eval', scores, {f'eval/{name}': value for name, value in scores.items()})
+
+  def samples(self, step: int, samples: Sequence[Sample], values: dict[str, float]) -> None:
+    """Speech after a step, and what was measured of it."""
+    self._between_steps(step, 'samples', values, {f'samples/{name}': value for name, value in values.items()})
+    for i, sample in enumerate(samples):
+      if self._tensorboard is not None and len(sample.sound):
+        self._tensorboard.add_audio(f'samples/{i}', np.clip(sample.sound, -1, 1), step, sample.rate_hz)
 
   def _between_steps(self, step: int, what: str, values: dict[str, float], line: dict[str, Any]) -> None:
     self.flush()

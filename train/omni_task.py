@@ -7,12 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from qwen3_omni_jax.config import OmniConfig
 from qwen3_omni_jax.config_json import load_config
 from qwen3_omni_jax.infer.omni import Omni
 from qwen3_omni_jax.media.processor import Processor
+from qwen3_omni_jax.media.turns import speaker_code
+from qwen3_omni_jax.models.omni import omni_spec
+from qwen3_omni_jax.shapes import Params
+from qwen3_omni_jax.sharding import param_shardings
 from qwen3_omni_jax.weights.load import load_params
 from qwen3_omni_jax.weights.remote import is_url
 
@@ -43,6 +48,8 @@ class OmniTask:
   def __post_init__(self):
     self.cfg = with_speakers(load_config(self.model), self.run.speakers)
     self.roles = assign_roles(self.cfg, self.run)
+    if self.run.evaluate is not None and self.run.evaluate.speech is not None and self.cfg.talker is not None:
+      speaker_code(self.cfg.talker, self.run.evaluate.speech.speaker)  # an unknown one is an error before the first step
 
   @functools.cached_property
   def processor(self) -> Processor:
@@ -103,8 +110,17 @@ class OmniTask:
     shard, shards = process_shard(self.run.data.rows, self.mesh)
     return held_out_losses(self.run, self.cfg, self.processor, self.mesh, shard, shards, self.out / 'index')
 
+  @functools.cached_property
+  def vocoder(self) -> Params | None:
+    """Code2Wav as the model has it, for a run with the Talker."""
+    if self.run.speech is None:
+      return None
+    shardings = param_shardings({'code2wav': omni_spec(self.cfg)['code2wav']}, self.mesh)
+    params = load_params(self._weights(), self.cfg, dtype=self.run.step.dtype, parts=('code2wav',), shardings=shardings)
+    return jax.tree.map(jnp.asarray, params)
+
   def omni(self, state: TrainState) -> Omni:
-    return omni_of(state, self.cfg, self.roles, self.processor, self.model, self.run.step.dtype)
+    return omni_of(state, self.cfg, self.roles, self.processor, self.model, self.run.step.dtype, self.vocoder)
 
   def finish(self, state: TrainState) -> None:
     finish_run(self.run, self.cfg, self.roles, state, self.out, self.model)

@@ -33,6 +33,7 @@ from .metrics import Metrics
 from .omni_task import OmniTask
 from .profiler import Profiler
 from .rollback import Rollback
+from .samples import Speak, write_samples
 from .save_times import SaveTimes
 from .state import Roles, TrainState
 from .task import Task
@@ -43,11 +44,11 @@ Score = Callable[[Omni], dict[str, float]]
 PREEMPTED = 75  # exit code of a run that SIGTERM ended before its last step (EX_TEMPFAIL): start it again
 
 
-def train(run: Run, *, began: float | None = None, score: Score | None = None) -> TrainState:
+def train(run: Run, *, began: float | None = None, score: Score | None = None, speak: Speak | None = None) -> TrainState:
   """Trains until run.steps, or until SIGTERM; saves; exports if asked to. Returns the last state.
 
   began: when the time of this run began, as time.time() has it (goodput.process_start); None: now. score: the
-  benchmarks of run.evaluate, as eval.in_training makes it.
+  benchmarks of run.evaluate, speak: its texts, as eval.in_training makes them.
 
   Raises ValueError for a configuration, model or data that cannot be trained with, before the first step; SystemExit(PREEMPTED)
   after SIGTERM with steps left.
@@ -60,13 +61,17 @@ def train(run: Run, *, began: float | None = None, score: Score | None = None) -
     raise ValueError(
       'evaluate.benchmarks: needs train(run, score=eval.in_training.make_scorer(...)), as `qwen3-omni train` has it'
     )
-  if asked is not None and jax.process_count() > 1:
-    raise ValueError(f'evaluate.benchmarks: for one process, found {jax.process_count()}; score exports with `qwen3-omni eval`')
+  spoken = None if run.evaluate is None else run.evaluate.speech
+  if spoken is not None and speak is None:
+    raise ValueError('evaluate.speech: needs train(run, speak=eval.in_training.make_speaker(...)), as `qwen3-omni train` has it')
+  if (asked is not None or spoken is not None) and jax.process_count() > 1:
+    what = 'benchmarks' if asked is not None else 'speech'
+    raise ValueError(f'evaluate.{what}: for one process, found {jax.process_count()}; score exports with `qwen3-omni eval`')
   with located(run.model) as place:
-    return _train(run, place.folder, began, score)
+    return _train(run, place.folder, began, score, speak)
 
 
-def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> TrainState:
+def _train(run: Run, model: pathlib.Path, began: float, score: Score | None, speak: Speak | None) -> TrainState:
   """model: the folder with its small files (and its weights, unless they are in a bucket)."""
   mesh = make_mesh(mesh_shape(run.mesh, jax.device_count(), run.slices), slices=run.slices)
   out = epath.Path(run.out)
@@ -132,7 +137,16 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> 
     metrics.time.spent('evaluation')
     metrics.benchmarks(step, scores)
 
+  def samples(state: TrainState, step: int) -> None:
+    metrics.flush()
+    assert speak is not None
+    spoken, values = speak(task.omni(state))
+    write_samples(out / 'samples' / f'{step:06d}', spoken)
+    metrics.time.spent('evaluation')
+    metrics.samples(step, spoken, values)
+
   asked = None if run.evaluate is None else run.evaluate.benchmarks
+  said = None if run.evaluate is None else run.evaluate.speech
   saved = done if data_state is not None else -1
   data_state = loader.get_state()  # of the batches trained on; more of them wait on the devices
   with (
@@ -181,6 +195,9 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None) -> 
       if asked is not None and not stop and (done % asked.every == 0 or done == run.steps):
         watchdog.enter('benchmarks', done)
         benchmarks(state, done)
+      if said is not None and not stop and (done % said.every == 0 or done == run.steps):
+        watchdog.enter('samples', done)
+        samples(state, done)
       if stop:
         break
   metrics.close()

@@ -83,7 +83,7 @@ class Task(Protocol):
     ...
 
   def omni(self, state: TrainState) -> Omni:
-    """The model that the state holds, to ask benchmarks of."""
+    """The model that the state holds, to ask benchmarks of; in a run with the Talker, it speaks."""
     ...
 
   def finish(self, state: TrainState) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import shutil
-import types
 
 import numpy as np
 import pytest
 import soundfile
-from qwen3_omni_jax.eval import recognise, registry, report_html, run, spoken
+from qwen3_omni_jax.eval import in_training, recognise, registry, report_html, run, spoken
 from qwen3_omni_jax.eval.predict import Answer, OmniPredictor
 from qwen3_omni_jax.eval.recognise import Recogniser
+from qwen3_omni_jax.train.config import Benchmarks, SpokenTexts
 
+from qwen3_omni_jax.cli import main
+from qwen3_omni_jax.infer.reply import Reply
 from qwen3_omni_jax.infer.voice import Speech
 from tests.eval.fixtures import vowels
 
@@ -21,14 +23,15 @@ class Mouth:
   def __init__(self, hears='one two', reason='stop', seconds=1.0, voice=None):
     self.hears, self.reason, self.seconds, self.voice, self.said, self.asked = hears, reason, seconds, voice, [], []
 
-  def speak(self, texts, speakers, *, seed, max_frames):
+  def speak(self, texts, speakers, *, seed=0, max_frames):
+    speakers = [speakers] * len(texts) if isinstance(speakers, str) else speakers
     self.said += zip(texts, speakers, strict=True)
     sound = lambda name: vowels(self.voice or name.lower(), self.seconds, 9) if self.seconds else np.zeros(0, np.float32)
     return [Speech(sound(name), np.zeros((1, 1), np.int32), self.reason, 16_000) for name in speakers]
 
   def generate(self, conversations, **settings):
     self.asked += conversations
-    return [types.SimpleNamespace(text=self.hears) for _ in conversations]
+    return [Reply(self.hears, [], 0, 'stop') for _ in conversations]
 
 
 def ear(name, text):
@@ -121,13 +124,17 @@ def test_speech_without_a_recogniser_is_kept_and_says_how_to_go_on(benchmark_roo
 def test_an_item_that_could_not_be_spoken_counts_as_silent(benchmark_root, tmp_path):
   benchmark = registry.BENCHMARKS['nano-voice']
   items = benchmark.read(benchmark_root / benchmark.folder)[:1]
-  wave, ears = tmp_path / 'none.wav', [spoken.Ear('a', lambda waves: ['one two'] * len(waves))]
+  wave, empty = tmp_path / 'none.wav', tmp_path / 'empty.wav'
+  soundfile.write(empty, np.zeros(0, np.float32), 24_000)
+  ears = [spoken.Ear('a', lambda waves: ['one two' for wave in waves if wave != empty])]
   answers, scores = spoken.score(benchmark, items * 1, [Answer(None, 'stop')], [items[0].fields['recording']], ears, None)
   assert answers[0].text == 'one two' and scores.headline == 0
   other = [*items, registry.BENCHMARKS['nano-voice'].read(benchmark_root / benchmark.folder)[1]]
   pair = [Answer(None, 'stop'), Answer(None, 'error', error='broken')]
   answers, scores = spoken.score(benchmark, other, pair, [items[0].fields['recording'], wave], ears, None)
   assert [a.text for a in answers] == ['one two', None] and scores.headline == 60 and scores.unreadable == 1
+  answers, scores = spoken.score(benchmark, other, pair, [empty, wave], ears, None)
+  assert [a.text for a in answers] == ['', None] and scores.headline == 100
 
 
 def test_missing_recordings_are_named(benchmark_root, tmp_path):
@@ -157,3 +164,36 @@ def test_results_say_whose_words_they_are(benchmark_root, tmp_path):
   result = go(Mouth(), benchmark_root, tmp_path, recognisers=[ear('good', 'one two')]).to_json('instruct')
   assert result['signature'].endswith('|heard by good') and result['metrics']['speaker right'] == 100
   assert soundfile.info(next((tmp_path / 'nano-voice' / 'waves').iterdir())).subtype == 'PCM_16'
+
+
+def test_a_run_with_the_talker_is_scored_on_spoken_benchmarks(benchmark_root):
+  wanted = Benchmarks(('nano-voice', 'nano-speech'), str(benchmark_root), limit=None)
+  with pytest.raises(ValueError, match='nano-voice is spoken, and this run has no Talker'):
+    in_training.make_scorer(wanted)
+  assert in_training.make_scorer(wanted, speaks=True)(Mouth('two left')) == {'nano-voice': 100, 'nano-speech': 0}
+
+
+def test_texts_spoken_in_training_are_compared_with_what_the_model_hears():
+  speak = in_training.make_speaker(SpokenTexts(('One, two!', 'yes no'), 'ethan', hear='Listen.'))
+  omni = Mouth('one two', reason='loop')
+  samples, values = speak(omni)
+  assert values == {'wer': 50, 'runaways': 100, 'seconds': 2} and omni.said == [('One, two!', 'ethan'), ('yes no', 'ethan')]
+  assert [sample.heard for sample in samples] == ['one two'] * 2 and omni.asked[0][0]['content'][1]['text'] == 'Listen.'
+  samples, values = speak(Mouth('one two', seconds=0))
+  assert values == {'wer': 100, 'runaways': 0, 'seconds': 0} and [sample.heard for sample in samples] == ['', '']
+  with pytest.raises(ValueError, match="no words in '!'"):
+    in_training.make_speaker(SpokenTexts(('one', '!')))
+
+
+@pytest.mark.slow
+@pytest.mark.quick_to_compile
+def test_the_command_speaks_and_hears_with_both_ears(tiny_folder, benchmark_root, tmp_path, capsys):
+  pytest.importorskip('pocketsphinx', reason='NOT CHECKED: pocketsphinx is not installed')
+  args = ['eval', '--model', str(tiny_folder), '--benchmark', 'nano-voice', '--data', str(benchmark_root), '--limit', '2']
+  how = ['--max-frames', '4', '--dtype', 'float32', '--batch-size', '2', '--max-new-tokens', '3', '--out', str(tmp_path)]
+  assert main([*args, *how, '--asr', 'none']) == 1  # spoken, not scored
+  assert '--asr self or --asr sphinx' in capsys.readouterr().out
+  assert main([*args, *how, '--asr', 'sphinx', '--asr', 'self', '--json']) == 0
+  (result,) = json.loads(capsys.readouterr().out)['results']
+  assert result['signature'].endswith('|heard by sphinx') and result['metrics']['runaways'] == 100
+  assert {'wer, heard by self', 'wer of the recordings', 'wer of the recordings, heard by self'} < set(result['metrics'])

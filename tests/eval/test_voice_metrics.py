@@ -41,6 +41,8 @@ def test_the_timbre_counts_without_the_pitch(monkeypatch, voices):
   mixed, own = features(vowels('mixed', 1.0, 5)), features(vowels('ethan', 1.0, 5))
   distance = lambda found: np.square((found - voices.means[voices.names.index('ethan')]) / voices.spread)[:-1].sum()
   assert distance(mixed) > 4 * distance(own)
+  apart = np.abs(mixed - own) / voices.spread
+  assert apart.shape == (13,) and (apart[:-1] > 1).sum() > 3  # more than one of the cepstra
 
 
 def test_shares_are_of_all_sounds_and_silence_is_nobodys(voices):

@@ -7,7 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
-from qwen3_omni_jax.train.config import Evaluation, LoraPart, Optimiser, Part, Run, Saving, Speaker, Speech, Step
+import soundfile
+from qwen3_omni_jax.eval.in_training import make_speaker
+from qwen3_omni_jax.train.config import Evaluation, LoraPart, Optimiser, Part, Run, Saving, Speaker, Speech, SpokenTexts, Step
 from qwen3_omni_jax.train.data import DataConfig, SourceConfig
 from qwen3_omni_jax.train.run import train
 
@@ -77,16 +79,41 @@ def test_the_new_voice_speaks(run):
     omni.speak('the fox', 'tom')
 
 
-def test_a_speech_run_goes_on_as_if_it_had_not_been_stopped(run, tmp_path):
-  """Its choice of frames too."""
+def test_a_speech_run_goes_on_as_if_it_had_neither_been_stopped_nor_spoken(run, tmp_path):
+  """Its choice of frames too. It speaks after steps 3 and 4: wave files, sounds for TensorBoard, and what was measured."""
   shutil.copytree(run.out, tmp_path / 'again')
   shutil.rmtree(tmp_path / 'again/checkpoints/4')
-  train(dataclasses.replace(run, out=str(tmp_path / 'again'), export=None))
+  spoken = SpokenTexts(('The fox.', 'It jumps!'), 'Maria', every=3, max_frames=5, max_new_tokens=2)
+  evaluation = Evaluation(dataclasses.replace(run.data, shuffle=False), every=9, batches=1, speech=spoken)
+  again = dataclasses.replace(run, out=str(tmp_path / 'again'), export=None, evaluate=evaluation)
+  again = dataclasses.replace(again, log=dataclasses.replace(run.log, tensorboard=True))
+  train(again, speak=make_speaker(spoken))
+  logged = [line for line in json_lines(tmp_path / 'again/metrics.jsonl') if 'samples/wer' in line]
+  assert [(line['step'], line['samples/runaways']) for line in logged] == [(3, 100), (4, 100)]
+  folder = tmp_path / 'again/samples/000004'
+  assert [line['text'] for line in json_lines(folder / 'heard.jsonl')] == list(spoken.texts)
+  before = [(folder.parent / step / '0.wav').read_bytes() for step in ('000003', '000004')]
+  assert soundfile.info(folder / '1.wav').duration == pytest.approx(0.4, abs=0.03) and before[0] != before[1]
+  events = b''.join(file.read_bytes() for file in (tmp_path / 'again/tensorboard').iterdir())
+  assert events.count(b'samples/1') == 2 and events.count(b'audio/wav') == 4
   expected = lines(pathlib.Path(run.out))
   assert sorted(expected) == [1, 2, 3, 4] and lines(tmp_path / 'again') == expected
-  last = json_lines(tmp_path / 'again/metrics.jsonl')[-1]
+  last = [line for line in json_lines(tmp_path / 'again/metrics.jsonl') if 'loss' in line][-1]
   assert last['speech/frames'] > 0 and last['frames_per_s'] > 0 and 0 < last['speech/end_elsewhere'] < 1
   assert last['source/dialogue/frames'] + last['source/read/frames'] == last['speech/frames']
+
+
+def test_speech_that_cannot_be_is_refused_before_weights_are_read(run):
+  evaluated = lambda **spoken: dataclasses.replace(run, evaluate=Evaluation(run.data, speech=SpokenTexts(**spoken)))
+  with pytest.raises(ValueError, match='needs train'):
+    train(evaluated(texts=('a',)))
+  for wrong in ({'texts': ()}, {'texts': ('a', ' ')}, {'texts': ('a',), 'every': 0}, {'texts': ('a',), 'max_frames': 0}):
+    with pytest.raises(ValueError, match='evaluate.speech'):
+      train(evaluated(**wrong), speak=lambda omni: ([], {}))
+  with pytest.raises(ValueError, match="'tom' is not one of"):
+    train(evaluated(texts=('a',), speaker='tom'), speak=lambda omni: ([], {}))
+  with pytest.raises(ValueError, match='for a run that trains the Talker'):
+    train(dataclasses.replace(evaluated(texts=('a',)), speech=None, speakers=()), speak=lambda omni: ([], {}))
 
 
 def test_a_run_keeps_the_speakers_that_it_was_begun_with(run):
