@@ -20,7 +20,8 @@ class WebDataset(Shard):
   """key.json is the record, beside its media.
 
   A medium of the record that names a member (`0.wav` of key.0.wav, or the whole name) is that member; media the record does
-  not list at all are its members of that kind, in order of their names.
+  not list at all are its members of that kind, in order of their names. What names the recording of an answer stays: its codes
+  are elsewhere.
 
   The index takes some 10 to 20 bytes a member, and the keys.
   """
@@ -62,15 +63,18 @@ class WebDataset(Shard):
         return value | {key: resolve(value[key]) for key in ('path', 'image', 'audio', 'video') if key in value}
       return read(named[value]) if isinstance(value, str) and named.get(value, 'json') != 'json' else value
 
+    holders, answers = (record, *_messages(record)), {named.get(name) for name in _answers(record)}
     for field, ends in self.KINDS.items():
       if field in record:
         record[field] = resolve(record[field])
-      elif not _parts(record):
-        found = [rest for rest in spans if f'.{rest}'.lower().endswith(ends)]
+      elif not any(map(_parts, holders)):
+        found = [rest for rest in spans if f'.{rest}'.lower().endswith(ends) and rest not in answers]
         if found:
           record[field] = [read(rest) for rest in sorted(found)]
-    for part in _parts(record):
-      part |= {kind: resolve(part[kind]) for kind in ('image', 'audio', 'video') if kind in part}
+    for holder in holders:
+      kinds = ('image', 'video') if _is_answer(holder) else ('image', 'audio', 'video')
+      for part in _parts(holder):
+        part |= {kind: resolve(part[kind]) for kind in kinds if kind in part}
     return record
 
   def name(self, index: int) -> str:
@@ -128,14 +132,23 @@ def _text(texts: np.ndarray, ends: np.ndarray, index: int) -> str:
   return texts[int(ends[index]) : int(ends[index + 1])].tobytes().decode('utf-8', 'surrogateescape')
 
 
-def _parts(record: dict[str, Any]) -> list[dict[str, Any]]:
-  """The content parts of a record, wherever it has them."""
+def _messages(record: dict[str, Any]) -> list[dict[str, Any]]:
   messages = record.get('messages')
-  contents = [m.get('content') for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
-  return [
-    part
-    for content in (*contents, record.get('content'))
-    if isinstance(content, list)
-    for part in content
-    if isinstance(part, dict)
-  ]
+  return [m for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+
+
+def _is_answer(message: dict[str, Any]) -> bool:
+  return message.get('role') == 'assistant'
+
+
+def _answers(record: dict[str, Any]) -> set[str]:
+  """Names of the recordings of answers, and of a text read aloud."""
+  answers = [m for m in _messages(record) if _is_answer(m)]
+  parts = [part for m in answers for part in _parts(m)]
+  return {x['audio'] for x in (record, *answers, *parts) if isinstance(x.get('audio'), str)}
+
+
+def _parts(holder: dict[str, Any]) -> list[dict[str, Any]]:
+  """The parts of the content of a message or of a document."""
+  content = holder.get('content')
+  return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
