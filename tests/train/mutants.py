@@ -32,6 +32,8 @@ class Mutant:
 
 
 OPTIMISER, LOSSES, STEP = 'tests/train/test_optimiser.py', 'tests/train/test_losses.py', 'tests/train/test_step.py'
+SPEECH_ROWS, SPEECH_RECORDS = 'tests/train/test_speech_rows.py', 'tests/train/test_speech_records.py'
+SPEECH_DATA = 'tests/train/test_speech_data.py'
 MUTANTS = (
   Mutant(
     'no warm-up', 'train/optimiser.py', 'optax.linear_schedule(1 / warmup, 1.0', 'optax.linear_schedule(1.0, 1.0', OPTIMISER
@@ -110,6 +112,89 @@ MUTANTS = (
     'for state in states[:1] for lane',
     'tests/train/test_data.py -k processes',
   ),
+  Mutant(
+    'frames are predicted a row too early',
+    'train/utterances.py',
+    'target[first : first + frames] = codes',
+    'target[first - 1 : first - 1 + frames] = codes',
+    SPEECH_ROWS,
+  ),
+  Mutant(
+    'the end of speech is not learnt',
+    'train/utterances.py',
+    'target[first + frames, 0] = talker.codec_eos_token_id',
+    'target[first + frames, 0] = -1',
+    SPEECH_ROWS,
+  ),
+  Mutant(
+    'speaker and pad in the wrong order',
+    'train/utterances.py',
+    '[speaker, talker.codec_pad_id,',
+    '[talker.codec_pad_id, speaker,',
+    SPEECH_ROWS,
+  ),
+  Mutant(
+    'the text runs two tokens ahead',
+    'train/utterances.py',
+    'spoken = said[: 1 + frames]',
+    'spoken = said[1 : 2 + frames]',
+    SPEECH_ROWS,
+  ),
+  Mutant('no mark where the text ends', 'train/utterances.py', '= cfg.tts_eos_token_id', '= cfg.tts_pad_token_id', SPEECH_ROWS),
+  Mutant("taps of the Talker's own rows", 'train/utterances.py', '= user[pads]', '= np.flatnonzero(pads)', SPEECH_ROWS),
+  Mutant(
+    'the answer begins a position late', 'train/utterances.py', 'at[:, U - 1].max() + 1', 'at[:, U - 1].max() + 2', SPEECH_ROWS
+  ),
+  Mutant(
+    'taps count the lanes that are here',
+    'train/packing.py',
+    '(lane * R + item.row) * T + begin',
+    '(here * R + item.row) * T + begin',
+    SPEECH_RECORDS,
+  ),
+  Mutant(
+    'utterances of a row see one another', 'train/packing.py', 'self.utterances[at] += 1', 'self.utterances[at] = 1', SPEECH_ROWS
+  ),
+  Mutant('what is not predicted has weight', 'train/packing.py', '= utterance.codes[:, 0] >= 0', '= 1', SPEECH_ROWS),
+  Mutant(
+    'the Talker is given system turns',
+    'qwen3_omni_jax/media/turns.py',
+    'ids[s + 1] == cfg.user_token_id',
+    'ids[s + 1] != cfg.assistant_token_id',
+    'tests/infer/test_talker_inputs.py',
+  ),
+  Mutant(
+    'positions are not closed up',
+    'qwen3_omni_jax/media/turns.py',
+    'following - out[0, run[0]]',
+    '0',
+    'tests/infer/test_talker_inputs.py',
+  ),
+  Mutant(
+    'the Thinker hears the answer',
+    'train/records.py',
+    'if assistant and isinstance(content, list):',
+    'if not assistant:',
+    SPEECH_RECORDS,
+  ),
+  Mutant(
+    'an answer that is not learnt is spoken',
+    'train/records.py',
+    'if speech is not None and learns:',
+    'if speech is not None:',
+    SPEECH_RECORDS,
+  ),
+  Mutant('one frame is silence', 'train/spoken.py', 'if len(codes) > 1 and ', 'if ', SPEECH_RECORDS),
+  Mutant('other codes are not noticed', 'train/data_state.py', 'own.fingerprint()', "''", SPEECH_DATA),
+  Mutant('speech costs a mixture nothing', 'train/lanes.py', 'item.size.cost for', 'item.size.tokens for', SPEECH_DATA),
+  Mutant(
+    'pictures are not shrunk for the Talker',
+    'train/fitting.py',
+    'max(size.speech, default=0) - shape.speech_length',
+    '0',
+    SPEECH_RECORDS,
+  ),
+  Mutant('utterances take no room', 'train/room.py', '(self.speech, size.speech),', '(self.speech, ()),', SPEECH_RECORDS),
 )
 
 SPEECH, TALKER = 'train/speech_loss.py', 'tests/train/test_speech_loss.py'

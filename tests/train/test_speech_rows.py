@@ -15,8 +15,10 @@ from qwen3_omni_jax.media.inputs import ModelInputs
 from qwen3_omni_jax.media.processor import Processor
 from qwen3_omni_jax.media.turns import speaker_code
 from qwen3_omni_jax.models.code_predictor import code_predictor_spec
-from qwen3_omni_jax.models.talker import embed_codes, project, talker_prompt, talker_spec, text_track
+from qwen3_omni_jax.models.talker import project, talker_prompt, talker_spec, text_track
 from tests.arrays import normal, params_of
+
+pytestmark = pytest.mark.quick_to_compile
 
 ATOL = 1e-6  # of embeddings of about 1, summed in another order
 SHAPE = LaneShape(
@@ -119,26 +121,33 @@ def no_prompt(processor):
   return ModelInputs(header, np.broadcast_to(np.arange(len(header), dtype=np.float32), (3, len(header))))
 
 
-def generated_rows(processor, params, prompt, answer, tapped):
-  """(rows of the prompt and of each frame 'S D', positions '3 S') that generation computes with these codes drawn. tapped: 'T I',
-  the Thinker's states of the prompt's tokens."""
-  cfg, talker = processor.cfg, processor.cfg.talker
-  inputs = talker_inputs([prompt], cfg)
-  ids = jnp.asarray(prompt.ids)[None]
-  reply = jnp.array([processor.tokenizer.encode(answer['content'])], jnp.int32)
+def generated_rows(processor, params, asked, tapped):
+  """(rows of the prompt and of each frame 'S D', positions '3 S') that generation computes for each (prompt, answer) with the
+  answer's codes drawn. tapped: 'T I' of each, the Thinker's states of the prompt's tokens."""
+  cfg, talker, pad = (
+    processor.cfg,
+    processor.cfg.talker,
+    lambda rows: np.stack([np.resize(row, (512, *row.shape[1:])) for row in rows]),
+  )
+  inputs = talker_inputs([prompt for prompt, _ in asked], cfg)
+  replies = [np.array(processor.tokenizer.encode(answer['content']), np.int32) for _, answer in asked]
   special = jnp.array([cfg.tts_bos_token_id, cfg.tts_eos_token_id, cfg.tts_pad_token_id])
-  table = params['thinker']['embed']
-  track = text_track(params['talker'], table[reply], jnp.array([reply.shape[1]]), table[special])
-  speaker = jnp.array([speaker_code(talker, answer['speaker'])])
-  rows = thinker_rows(params['thinker'], ids, jnp.asarray(tapped)[None], inputs)
+  table, count = params['thinker']['embed'], jnp.array(list(map(len, replies)), jnp.int32)
+  track = text_track(params['talker'], table[pad(replies)], count, table[special])
+  speaker = jnp.array([speaker_code(talker, answer['speaker']) for _, answer in asked])
+  rows = thinker_rows(params['thinker'], jnp.asarray(pad([prompt.ids for prompt, _ in asked])), jnp.asarray(pad(tapped)), inputs)
   start = talker_prompt(params['talker'], talker, rows, track, speaker)
-  length = int(start.length[0])
-  found, places = [start.embeds[0, :length]], [inputs.positions[:, 0, :length]]
-  for t, frame in enumerate(answer['codes']):
-    x = embed_codes(params['talker'], jnp.array(frame[0])) + track.row(jnp.array([t + 1]))[0]
-    found.append((x + sum(params['code_predictor']['embed'][q - 1, code] for q, code in enumerate(frame) if q))[None])
-    places.append(np.full((3, 1), inputs.next_position[0] + t))
-  return np.concatenate(found), np.concatenate(places, axis=1)
+  text = np.stack([track.row(jnp.full(len(asked), t + 1)) for t in range(max(len(answer['codes']) for _, answer in asked))])
+  found = []
+  for b, (_, answer) in enumerate(asked):
+    codes, length = np.array(answer['codes']), int(start.length[b])
+    sums = params['talker']['embed'][codes[:, 0]] + sum(
+      params['code_predictor']['embed'][q - 1, codes[:, q]] for q in range(1, 16)
+    )
+    places = np.broadcast_to(inputs.next_position[b] + np.arange(len(codes)), (3, len(codes)))
+    places = np.concatenate([inputs.positions[:, b, :length], places], axis=1)
+    found.append((np.concatenate([start.embeds[b, :length], text[: len(codes), b] + sums]), places))
+  return found
 
 
 def learnt_rows(params, speech, tapped):
@@ -174,9 +183,10 @@ def utterances(packed):
 def test_rows_and_positions_of_packed_utterances_are_those_that_generation_computes(processor, params, packed):
   batch, _ = packed
   tapped = normal(5, batch.tokens.ids.size, processor.cfg.thinker.text.hidden_size)
-  learnt, seen = learnt_rows(params, batch.speech, tapped), 0
-  for row, columns, prompt, answer, first in utterances(packed):
-    rows, positions = generated_rows(processor, params, prompt, answer, tapped[first : first + len(prompt.ids)])
+  learnt, places, seen = learnt_rows(params, batch.speech, tapped), list(utterances(packed)), 0
+  states = [tapped[first : first + len(prompt.ids)] for _, _, prompt, _, first in places]
+  generated = generated_rows(processor, params, [(prompt, answer) for _, _, prompt, answer, _ in places], states)
+  for (row, columns, _, answer, _), (rows, positions) in zip(places, generated, strict=True):
     assert len(rows) == len(columns)
     np.testing.assert_allclose(learnt[row, columns], rows, rtol=0, atol=ATOL, err_msg=answer['content'])
     np.testing.assert_array_equal(batch.speech.positions[:, row, columns], positions, err_msg=answer['content'])
