@@ -1,7 +1,6 @@
-"""Recordings as codes: a folder made by `qwen3-omni codes`, read by the keys under which records name their recordings.
+"""Recordings as codes: a folder of `qwen3-omni codes` (infer.codes_store), by the keys under which records name their recordings.
 
-`codes-*.safetensors` hold an int16 'T Q' for each recording; `index.json` says which file has which key, how many codebooks there
-are and how large, and which codec made them. Nothing here imports jax.
+Runs in worker processes: nothing here imports jax.
 """
 
 import json
@@ -40,6 +39,11 @@ class Codes(Mapping[str, np.ndarray]):
   def __getitem__(self, key: str) -> np.ndarray:
     file = self._index()['files'][key]['file']
     return self._shards.get(file, lambda: Shard(self.folder / file)).read(key)
+
+  def why_not(self, key: str) -> str:
+    """What is known of a recording that is not there."""
+    failed = self._index().get('errors', {})
+    return f'could not be read: {failed[key]}' if key in failed else f'not among the {len(self)} recordings of {self.folder}'
 
   def __contains__(self, key: object) -> bool:
     return key in self._index()['files']

@@ -69,7 +69,7 @@ def _looked_up(audio: Any, codes: Codes | None, where: str) -> np.ndarray:
       f'{where}: {audio}: the source has no folder of codes; make one with `qwen3-omni codes` and name it (`codes` of the source)'
     )
   if audio not in codes:
-    raise ValueError(f'{where}: {audio}: not among the {len(codes)} recordings of {codes.folder}; run `qwen3-omni codes` again')
+    raise ValueError(f'{where}: {audio}: {codes.why_not(audio)}; run `qwen3-omni codes` for it')
   return codes[audio]
 
 

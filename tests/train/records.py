@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from qwen3_omni_jax.train.codes import FORMAT, INDEX
 
-from qwen3_omni_jax.weights.safetensors import write_shards
+from qwen3_omni_jax.infer.codes_store import FORMAT, INDEX
+from qwen3_omni_jax.weights.safetensors import write_file
 
 COLOURS = {'red': (220, 30, 30), 'green': (30, 200, 60), 'blue': (40, 60, 220), 'white': (240, 240, 240)}
 
@@ -48,16 +48,18 @@ def write_codes(
 ) -> pathlib.Path:
   """A folder as `qwen3-omni codes` makes them. recordings: codes 'T Q' by key."""
   folder.mkdir(parents=True, exist_ok=True)
-  write_shards(folder, recordings.items(), {key: (np.dtype(np.int16), codes.shape) for key, codes in recordings.items()})
-  (folder / 'model.safetensors.index.json').unlink()
-  (folder / 'model-00001-of-00001.safetensors').rename(folder / 'codes-00000.safetensors')
+  file = 'codes-00000-00001.safetensors'
+  write_file(
+    folder / file, {key: codes.astype(np.int16) for key, codes in recordings.items()}, {'format': FORMAT, 'codec': codec}
+  )
   index = {
     'format': FORMAT,
     'codec': codec,
     'num_code_groups': next(iter(recordings.values())).shape[1],
     'codebook_size': size,
     'frame_rate': rate,
-    'files': {key: {'file': 'codes-00000.safetensors', 'frames': len(codes)} for key, codes in recordings.items()},
+    'errors': {'broken.wav': 'no sound in it'},
+    'files': {key: {'file': file, 'frames': len(codes)} for key, codes in recordings.items()},
   }
   (folder / INDEX).write_text(json.dumps(index))
   return folder

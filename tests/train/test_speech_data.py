@@ -95,18 +95,18 @@ def test_other_codes_are_refused_unless_the_data_may_begin_anew(files, processor
   codes.rename(tmp_path / 'moved')
   cfg = config((chat, aloud, tmp_path / 'moved'))
   Loader(cfg, processor, state=state).close()
-  shard = tmp_path / 'moved' / 'codes-00000.safetensors'
+  shard = tmp_path / 'moved' / 'codes-00000-00001.safetensors'
   data = bytearray(shard.read_bytes())
   data[-2] ^= 1
   shard.write_bytes(data)
   with pytest.raises(ValueError, match=r'sources\[0\].codes was .*data.restart=true'):
-    Loader(cfg, processor, state=state)
+    Loader(cfg, processor, state=state).close()
   Loader(dataclasses.replace(cfg, restart=True), processor, state=state).close()
   with pytest.raises(ValueError, match='speech_length was 128, is 100'):
-    Loader(config(files, speech_length=100), processor, state=state)
+    Loader(config(files, speech_length=100), processor, state=state).close()
   speaker = tuple(dataclasses.replace(source, speaker='aiden') for source in cfg.sources)
   with pytest.raises(ValueError, match=r"sources\[1\].speaker was '', is 'aiden'"):
-    Loader(dataclasses.replace(cfg, sources=speaker), processor, state=state)
+    Loader(dataclasses.replace(cfg, sources=speaker), processor, state=state).close()
 
 
 def test_a_state_of_before_there_was_speech_is_still_that_of_the_same_data(processor, tmp_path):
@@ -161,5 +161,6 @@ def test_new_speakers_may_speak(files, processor, tmp_path):
     take(Loader(cfg, processor))
   other = Processor(with_speakers(processor.cfg, (Speaker('bob'),)), processor.tokenizer, processor.template, processor.images)
   ((batch, _),) = take(Loader(cfg, other))
+  assert other.cfg.talker is not None
   assert dict(other.cfg.talker.speaker_id)['bob'] in batch.speech.opening
   assert jax.tree.structure(batch.speech).num_leaves == 8

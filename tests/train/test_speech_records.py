@@ -107,6 +107,7 @@ def test_the_text_runs_a_token_ahead_then_ends_once_and_is_cut_where_speech_ends
 BAD = {
   'an unknown speaker': (chat(audio='a.wav', speaker='Bob'), r"messages\[1\].speaker: speaker 'Bob' .* aiden, chelsie, ethan"),
   'a recording that is not there': (chat(audio='b.wav'), r'messages\[1\].audio: b.wav: not among the 3 recordings of .*codes'),
+  'a recording that could not be read': (chat(audio='broken.wav'), 'broken.wav: could not be read: no sound in it'),
   'a sound without a name': (chat(audio=b'RIFF'), 'expected the path of a recording, .* found bytes'),
   'a data URL': (chat(audio='data:audio/wav;base64,AA'), 'expected the path of a recording'),
   'an empty name': (chat(audio=''), 'expected the path of a recording'),
