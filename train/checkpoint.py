@@ -2,6 +2,7 @@
 
     RUN/checkpoints/STEP/params     the parts (audio, vision, thinker, talker, code_predictor) with a trainable parameter, whole
                          ema        averages of the trainable parameters, if step.ema
+                         router_bias  of expert selection, if loss.bias_update (router_bias.py)
                          lora       LoRA's matrices
                          optimiser  moments by name: adam/mu/PATH, adam/nu/PATH, adam/count, …
                          state      step, skipped
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -30,10 +32,11 @@ from .checkpoint_items import Leaves, changes, from_items, plan_restore, to_item
 from .config import Recipe
 from .config_file import to_data
 from .optimiser import moments_by_name
+from .router_bias import PATH
 from .state import Roles, TrainState, build_optimiser, flatten, unflatten
 
 log = logging.getLogger(__name__)
-ARRAYS = ('params', 'lora', 'optimiser', 'ema', 'state')
+ARRAYS = ('params', 'lora', 'optimiser', 'ema', 'router_bias', 'state')
 # What tensorstore and Orbax say of files that are lost, cut short or have another checksum, and of nothing else. Damaged metadata
 # raises JSONDecodeError, a lost file of it FileNotFoundError.
 _DAMAGE = re.compile(r'^(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE)\b|^FAILED_PRECONDITION.*(Invalid JSON|compressed|decoding)')
@@ -154,6 +157,8 @@ class Checkpoints:
       items['optimiser'] = items.get('optimiser', {}) | _first_moments(like, trainable, roles, recipe, plan.anew)
     if plan.averages:
       items['ema'] = items.get('ema', {}) | {path: trainable[path].copy() for path in plan.averages}
+    if (bias := like.router_bias) is not None and 'router_bias' not in items:
+      items['router_bias'] = {PATH: jax.jit(lambda: jnp.zeros(bias.shape), out_shardings=bias.sharding)()}
     return Restored(from_items(like, items), dict(read_json('data')), tuple(changed), plan.notes)
 
   def _set_aside(self, step: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from .optimiser import moment_name, moments_by_name
+from .router_bias import PATH
 from .state import LORA, Roles, TrainState
 
 COUNTS = ('step', 'skipped', 'skipped_in_a_row', 'usual_norm')
@@ -21,7 +22,7 @@ def to_items(state: TrainState, roles: Roles) -> dict[str, Leaves]:
   """{item: its leaves by path} of a state of arrays or of shapes; items without leaves are left out.
 
   params: the parts with a trainable parameter, whole. lora: LoRA's matrices. optimiser: moments_by_name. ema: averages of the
-  trainable parameters. state: counts.
+  trainable parameters. router_bias: the bias of expert selection. state: counts.
   """
   every = {**state.frozen, **state.trainable}
   items = {
@@ -29,6 +30,7 @@ def to_items(state: TrainState, roles: Roles) -> dict[str, Leaves]:
     'lora': {path: p for path, p in state.trainable.items() if path.startswith(LORA)},
     'optimiser': moments_by_name(state.optimiser),
     'ema': dict(state.ema or {}),
+    'router_bias': {} if state.router_bias is None else {PATH: state.router_bias},
     'state': {name: getattr(state, name) for name in COUNTS},
   }
   return {name: leaves for name, leaves in items.items() if leaves}
@@ -42,6 +44,7 @@ def from_items(like: TrainState, items: Mapping[str, Leaves]) -> TrainState:
     **items['state'],
     optimiser=jax.tree_util.tree_map_with_path(of_moment, like.optimiser),
     ema=None if like.ema is None else {path: items['ema'][path] for path in like.trainable},
+    router_bias=None if like.router_bias is None else items['router_bias'][PATH],
     trainable={path: found[path] for path in like.trainable},
     frozen={path: found.get(path, p) for path, p in like.frozen.items()},
   )
@@ -121,7 +124,8 @@ def plan_restore(
     )
   anew = _begins_anew(wanted['optimiser'], optimiser.unlike)
   averages = tuple(path for path in wanted.get('ema', {}) if path in ema.unlike)
-  skipped = {'optimiser': anew, 'ema': averages}
+  bias = of('router_bias')
+  skipped = {'optimiser': anew, 'ema': averages, 'router_bias': bias.unlike}
   read = {
     item: {path: leaf for path, leaf in leaves.items() if path not in skipped.get(item, ())} for item, leaves in wanted.items()
   }
@@ -132,6 +136,10 @@ def plan_restore(
     notes.append(f'{len(averages)} averages begin at the parameters ({_some(averages)})')
   if 'ema' in stored and 'ema' not in wanted:
     notes.append('the averages in the checkpoint are not used: step.ema is 0')
+  if bias.unlike:
+    notes.append('the bias of expert selection begins at 0')
+  if bias.unwanted:
+    notes.append('the bias of expert selection in the checkpoint is not used: loss.bias_update is 0')
   return Plan({item: leaves for item, leaves in read.items() if leaves}, anew, averages, tuple(notes))
 
 

@@ -61,12 +61,16 @@ class Optimiser:
 @dataclasses.dataclass(frozen=True)
 class Loss:
   """balance: weight of the load-balance loss; None takes the checkpoint's own. balance_form: see losses.balance_loss. z: of the
-  router's z-loss. chunk: positions whose logits a device holds at once."""
+  router's z-loss. chunk: positions whose logits a device holds at once. bias_update: rate of the bias by which experts are
+  selected (train.router_bias), in units of the router's probabilities; 0: none. bias_until: share of the steps after which the
+  bias is taken back."""
 
   balance: float | None = None
   balance_form: Literal['per_layer', 'reference'] = 'per_layer'
   z: float = 0.0
   chunk: int = 1024
+  bias_update: float = 0.0
+  bias_until: float = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,6 +383,9 @@ class Run(Recipe):
       for name, value in (('save.minutes', self.save.minutes), ('log.hang_s', self.log.hang_s))
       if value is not None and value <= 0
     ]
+    if self.loss.bias_update < 0 or not 0 < self.loss.bias_until < 1:
+      found = f'{self.loss.bias_update}, loss.bias_until {self.loss.bias_until}'
+      problems.append(f'loss.bias_update {found}: expected at least 0, and a share of the steps between 0 and 1')
     if self.log.profile is not None and not 0 <= self.log.profile < self.steps:
       problems.append(f'log.profile {self.log.profile}: expected a step that others follow, 0 to {self.steps - 1}')
     problems += [] if self.evaluate is None else self.evaluate.problems()

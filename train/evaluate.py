@@ -84,7 +84,7 @@ def omni_of(
   """
   round_all = jax.jit(lambda trainable: {path: p.astype(dtype) for path, p in trainable.items()})
   trainable = round_all(state.trainable if state.ema is None else state.ema)
-  params = merge_params(trainable, state.frozen, roles)
+  params = merge_params(trainable, state.fixed, roles)
   parts = {part: params[part] for part in PARTS}
   if vocoder is not None:
     merge = jax.jit(lambda tree: jax.tree.map(lambda w: w.astype(dtype) if is_lora(w) else w, tree, is_leaf=is_lora))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from qwen3_omni_jax.nn.moe import Routing, expert_load
+from qwen3_omni_jax.nn.moe import Routing, expert_load, expert_pairs
 from qwen3_omni_jax.shapes import Array, Bool, Float, Int
 from qwen3_omni_jax.sharding import batch_axes, current_mesh, length_axis
 
@@ -108,6 +108,7 @@ _logits.defvjp(lambda x, head: (_logits(x, head), (x, head)), _logits_backward)
 class RouterSums(flax.struct.PyTreeNode):
   """What the losses need of a layer's routing, averaged over valid tokens. lost: pairs that a bounded buffer had no room for."""
 
+  pairs: Float[Array, '*L E']  # of token and expert, not averaged
   load: Float[Array, '*L E']  # share of the pairs of token and expert; balanced: 1/E
   probs: Float[Array, '*L E']  # mean router probability
   log_z2: Float[Array, '*L']  # mean square of the log of the softmax's denominator
@@ -120,7 +121,8 @@ def router_sums(valid: Bool[Array, 'B T'], _: Array, routing: Routing | None) ->
     return None
   number = jnp.maximum(valid.sum(), 1).astype(jnp.float32)
   mean = lambda x: jnp.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0).sum(axis=(0, 1)) / number
-  return RouterSums(expert_load(routing, valid), mean(routing.probs), mean(jnp.square(routing.log_z)), routing.lost)
+  pairs = expert_pairs(routing, valid)
+  return RouterSums(pairs, expert_load(pairs), mean(routing.probs), mean(jnp.square(routing.log_z)), routing.lost)
 
 
 def balance_loss(sums: RouterSums, active: int, form: str = 'per_layer') -> Float[Array, '']:

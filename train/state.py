@@ -23,6 +23,7 @@ from qwen3_omni_jax.nn.params import Param, leaves
 from qwen3_omni_jax.shapes import Array, Float, Int, Params
 from qwen3_omni_jax.sharding import param_shardings, partition
 
+from . import router_bias
 from .config import LoraPart, Part, Recipe
 from .optimiser import make_optimiser
 from .speakers import trained_rows
@@ -35,7 +36,8 @@ LORA = 'lora/'
 
 class TrainState(flax.struct.PyTreeNode):
   """step: of the run, skipped ones included. ema: averaged copies of the trainable parameters, or None. skipped: steps in all,
-  and in a row up to now. usual_norm: running mean of the gradient's norm over steps that were taken; 0 before the first."""
+  and in a row up to now. usual_norm: running mean of the gradient's norm over steps that were taken; 0 before the first.
+  router_bias: see there; None without loss.bias_update."""
 
   step: Int[Array, '']
   trainable: dict[str, Float[Array, '...']]
@@ -45,6 +47,12 @@ class TrainState(flax.struct.PyTreeNode):
   skipped: Int[Array, '']
   skipped_in_a_row: Int[Array, '']
   usual_norm: Float[Array, '']
+  router_bias: Float[Array, 'L E'] | None = None
+
+  @property
+  def fixed(self) -> dict[str, Array]:
+    """What the networks take and no gradient changes: frozen parameters and the bias of expert selection."""
+    return self.frozen if self.router_bias is None else {**self.frozen, router_bias.PATH: self.router_bias}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +186,9 @@ def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, see
     zero = jax.device_put(jnp.int32(0), cuts.step)
     ema = copy(trainable) if recipe.step.ema else None
     norm = jax.device_put(jnp.float32(0), cuts.step)
-    return TrainState(zero, trainable, everything, optimiser, ema, jnp.copy(zero), jnp.copy(zero), norm)
+    shape = router_bias.bias_shape(cfg, recipe)
+    bias = None if shape is None else jax.device_put(jnp.zeros(shape, jnp.float32), cuts.step)
+    return TrainState(zero, trainable, everything, optimiser, ema, jnp.copy(zero), jnp.copy(zero), norm, bias)
 
 
 def abstract_state(cfg: OmniConfig, recipe: Recipe, mesh, frozen_dtype=jnp.bfloat16) -> TrainState:
@@ -196,7 +206,9 @@ def _abstract(cfg: OmniConfig, recipe: Recipe, frozen_dtype) -> TrainState:
     optimiser = jax.eval_shape(build_optimiser(recipe, roles).init, trainable)
   count = jax.ShapeDtypeStruct((), jnp.int32)
   norm = jax.ShapeDtypeStruct((), jnp.float32)
-  return TrainState(count, trainable, frozen, optimiser, dict(trainable) if recipe.step.ema else None, count, count, norm)
+  shape = router_bias.bias_shape(cfg, recipe)
+  bias = None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32)
+  return TrainState(count, trainable, frozen, optimiser, dict(trainable) if recipe.step.ema else None, count, count, norm, bias)
 
 
 def state_shardings(cfg: OmniConfig, recipe: Recipe, mesh) -> TrainState:
@@ -209,7 +221,8 @@ def state_shardings(cfg: OmniConfig, recipe: Recipe, mesh) -> TrainState:
   optimiser = jax.tree_util.tree_map_with_path(of_moment, shapes.optimiser)
   trainable = {path: cut[path] for path in roles.trainable}
   ema = trainable if recipe.step.ema else None
-  return TrainState(whole, trainable, {path: cut[path] for path in roles.frozen}, optimiser, ema, whole, whole, whole)
+  frozen, bias = {path: cut[path] for path in roles.frozen}, None if shapes.router_bias is None else whole
+  return TrainState(whole, trainable, frozen, optimiser, ema, whole, whole, whole, bias)
 
 
 def _moment_sharding(at, leaf, *, specs: Mapping[str, Param], mesh) -> NamedSharding:

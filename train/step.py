@@ -18,6 +18,7 @@ from qwen3_omni_jax.sharding import batch_axes, current_mesh, length_axis, parti
 from .batch import KINDS, TrainBatch
 from .config import Recipe, Step
 from .optimiser import make_schedule
+from .router_bias import take_back, update_bias
 from .speech_loss import joint_sums, total_weights
 from .speech_metrics import speech_metrics
 from .state import Roles, TrainState, assign_roles, build_optimiser, merge_params, state_shardings
@@ -58,9 +59,9 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
   """The step as a pure function. With recipe.step.accumulate = M > 1, every array of the batch has M in front: microbatches.
 
   Metrics are scalars: loss (mean over weighted targets, with the router's losses), cross_entropy, balance, router_z, busiest
-  (load of the busiest expert, 1 = balanced), lost and lost_share (of the pairs of token and expert), grad_norm (before clipping),
-  rate (share of the highest), skipped (steps so far) and skipped_in_a_row, tokens, weight, cross_entropy and weight by kind of
-  record, and by source those, records and tokens.
+  (load of the busiest expert, 1 = balanced), lost and lost_share (of the pairs of token and expert), router_bias (the largest, if
+  there are any), grad_norm (before clipping), rate (share of the highest), skipped (steps so far) and skipped_in_a_row, tokens,
+  weight, cross_entropy and weight by kind of record, and by source those, records and tokens.
   """
   roles = assign_roles(cfg, recipe)
   optimiser, schedule = build_optimiser(recipe, roles), make_schedule(recipe.optimiser, recipe.steps)
@@ -78,9 +79,11 @@ def make_step(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
       updates = {path: roles.only_trained_rows(path, u, -0.0) for path, u in updates.items()}  # x + -0.0 is x, for -0.0 too
       trainable = optax.apply_updates(state.trainable, updates)
       rate = jnp.float32(schedule(state.step))
-    new = state.replace(trainable=trainable, optimiser=moments, ema=update_ema(state.ema, trainable, recipe.step.ema))
+    bias = update_bias(state.router_bias, sums.get('pairs'), state.step, recipe)
+    ema = update_ema(state.ema, trainable, recipe.step.ema)
+    new = state.replace(trainable=trainable, optimiser=moments, ema=ema, router_bias=bias)
     state = take_unless_bad(state, new, grad_norm, sums['total'], recipe.step)
-    state = state.replace(step=state.step + 1)
+    state = state.replace(step=state.step + 1, router_bias=take_back(state.router_bias, state.step, recipe))
     return state, _metrics(sums, weight, grad_norm, rate, state)
 
   return step
@@ -96,13 +99,13 @@ def _gradients(
   if recipe.speech is not None:
     totals, key = total_weights(batch, cfg), step_key(recipe, state.step)
   if recipe.step.accumulate == 1:
-    (_, sums), grads = gradient(params, state.frozen, shard_batch(batch), totals, key)
+    (_, sums), grads = gradient(params, state.fixed, shard_batch(batch), totals, key)
     return grads, sums
 
   def accumulate(total, inputs):
     micro, number = inputs
     own = None if key is None else jax.random.fold_in(key, number)
-    (_, sums), grads = gradient(params, state.frozen, shard_batch(micro), totals, own)
+    (_, sums), grads = gradient(params, state.fixed, shard_batch(micro), totals, own)
     return {path: _shard_like_param(total[path] + g.astype(jnp.float32), path, roles) for path, g in grads.items()}, sums
 
   zeros = {path: _shard_like_param(jnp.zeros(p.shape, jnp.float32), path, roles) for path, p in params.items()}
@@ -185,6 +188,8 @@ def _metrics(sums: Metrics, weight: Array, grad_norm: Array, rate: Array, state:
   metrics |= {name: sums[name] for name in ('lost', 'tokens', 'weight') if name in sums}
   if 'lost' in sums:
     metrics['lost_share'] = sums['lost'].astype(jnp.float32) / jnp.maximum(sums['routed'], 1)
+  if state.router_bias is not None:
+    metrics['router_bias'] = jnp.abs(state.router_bias).max()
   for i, kind in enumerate(KINDS if 'weight_by_kind' in sums else ()):
     metrics[f'weight/{kind}'] = sums['weight_by_kind'][i]
     metrics[f'cross_entropy/{kind}'] = sums['loss_by_kind'][i] / jnp.maximum(sums['weight_by_kind'][i], 1e-9)
@@ -225,7 +230,7 @@ def eval_sums(cfg: OmniConfig, recipe: Recipe) -> Callable[[TrainState, TrainBat
   def run(state: TrainState, batch: TrainBatch) -> Metrics:
     trainable = state.trainable if state.ema is None else state.ema
     params = compute_params(trainable, jnp.dtype(recipe.step.dtype))
-    _, sums = loss_sums(params, state.frozen, shard_batch(batch), cfg=cfg, recipe=recipe, roles=roles)
+    _, sums = loss_sums(params, state.fixed, shard_batch(batch), cfg=cfg, recipe=recipe, roles=roles)
     return {name: sums[name] for name in ('cross_entropy', 'weight', 'loss_by_kind', 'weight_by_kind', 'speech') if name in sums}
 
   return run

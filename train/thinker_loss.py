@@ -84,7 +84,10 @@ def thinker_sums(
     text = cfg.thinker.text
     loss, router = router_losses(sums, weight, recipe.loss, text.router_aux_loss_coef, text.num_experts_per_tok)
     total = total + loss
-    metrics |= router | {'routed': valid.sum().astype(jnp.float32) * (sums.lost.size * text.num_experts_per_tok)}
+    metrics |= router | {
+      'pairs': sums.pairs,
+      'routed': valid.sum().astype(jnp.float32) * (sums.lost.size * text.num_experts_per_tok),
+    }
   return total, metrics, out.tap
 
 

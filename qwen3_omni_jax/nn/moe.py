@@ -56,27 +56,41 @@ class Routing(flax.struct.PyTreeNode):
 
 
 def route(
-  x: Float[Array, '*b D'], router: Float[Array, 'D E'], active: int, normalise: bool, logits_dtype: DTypeLike | None = None
+  x: Float[Array, '*b D'],
+  router: Float[Array, 'D E'],
+  active: int,
+  normalise: bool,
+  logits_dtype: DTypeLike | None = None,
+  bias: Float[Array, ' E'] | None = None,
 ) -> Routing:
   """The `active` most probable experts of each token. Softmax over *all* experts in float32, then top-k, then (optionally)
-  renormalised: the reference's order. logits_dtype: of the product with the router; None: that of x, as in the reference."""
+  renormalised: the reference's order. logits_dtype: of the product with the router; None: that of x, as in the reference. bias:
+  of a model in training (train.router_bias): added to the probabilities to select by, not to those that weigh."""
   dtype = logits_dtype or x.dtype
   logits = jnp.einsum('...D,DE->...E', x.astype(dtype), router.astype(dtype))
   logits = logits.astype(jnp.float32)
   probs = jax.nn.softmax(logits, axis=-1)
-  weights, experts = jax.lax.top_k(probs, active)
+  if bias is None:
+    weights, experts = jax.lax.top_k(probs, active)
+  else:
+    _, experts = jax.lax.top_k(jax.lax.stop_gradient(probs) + bias, active)
+    weights = jnp.take_along_axis(probs, experts, axis=-1)
   if normalise:
     weights = weights / weights.sum(axis=-1, keepdims=True)
   return Routing(experts, weights, probs, log_z=jax.nn.logsumexp(logits, axis=-1))
 
 
-def expert_load(routing: Routing, keep: Bool[Array, '*b'] | None = None) -> Float[Array, ' E']:
-  """Share of the pairs that each expert gets (balanced: 1 / E each), over the tokens to keep; a metric of training."""
+def expert_pairs(routing: Routing, keep: Bool[Array, '*b'] | None = None) -> Float[Array, ' E']:
+  """How many pairs of token and expert each expert gets, of the tokens to keep: exact up to 2^24."""
   number = routing.probs.shape[-1]
   weight = jnp.ones(routing.experts.shape, jnp.float32) if keep is None else keep[..., None].astype(jnp.float32)
   weight = jnp.broadcast_to(weight, routing.experts.shape)
-  counts = jnp.zeros(number).at[routing.experts.reshape(-1)].add(weight.reshape(-1))
-  return counts / jnp.maximum(counts.sum(), 1)
+  return jnp.zeros(number).at[routing.experts.reshape(-1)].add(weight.reshape(-1))
+
+
+def expert_load(pairs: Float[Array, ' E']) -> Float[Array, ' E']:
+  """Share of the pairs that each expert gets (balanced: 1 / E each); a metric of training."""
+  return pairs / jnp.maximum(pairs.sum(), 1)
 
 
 def moe(
@@ -93,11 +107,12 @@ def moe(
 ) -> tuple[Float[Array, 'B T D'], Routing]:
   """Sum of the active experts' outputs, weighted; plus the gated shared expert where there is one.
 
-  p: router and, for the Talker, shared and shared_gate. live: False where a token is padding, which then takes no expert (and
-  gets zeros from them); None: all are. form: of FORMS, on one device; None: the best for this size and platform. dispatch: how
-  tokens reach their experts on a mesh. router_dtype: of the router's logits; None: that of x.
+  p: router; for the Talker, shared and shared_gate; in training perhaps router_bias, of selection. live: False where a token is
+  padding, which then takes no expert (and gets zeros from them); None: all are. form: of FORMS, on one device; None: the best for
+  this size and platform. dispatch: how tokens reach their experts on a mesh. router_dtype: of the router's logits; None: that of
+  x.
   """
-  routing = route(x, p['router'], active, normalise, router_dtype)
+  routing = route(x, p['router'], active, normalise, router_dtype, p.get('router_bias'))
   sent = routing if live is None else routing.without(~live, experts.number)
   mesh = current_mesh()
   if mesh is not None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import sys
 
 import numpy as np
 
@@ -192,6 +193,12 @@ def _converted(folder: pathlib.Path, cfg: OmniConfig) -> Opened:
 def _orbax(folder: pathlib.Path, database: pathlib.Path, cfg: OmniConfig) -> Opened:
   shapes = stored_shapes(omni_spec(cfg), None)
   arrays = plain_orbax.PlainArrays(folder, database, shapes, plain_orbax.find_averages(folder))
+  if largest := plain_orbax.largest_bias(folder):
+    print(
+      f'WARNING {folder}: in training its experts are selected with a bias (of up to {largest:.2g}), which no published layout '
+      'can hold: the weights alone are another model. At the end of the run (loss.bias_until) there is no bias left',
+      file=sys.stderr,
+    )
   return _stacked(folder, 'orbax', cfg, arrays, {})
 
 

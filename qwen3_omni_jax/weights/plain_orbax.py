@@ -4,12 +4,13 @@ FOLDER is what `orbax.checkpoint.v1.save` was given, or holds it as `params`, or
 the tree lies at its root or under `params`. config.json lies in FOLDER or beside it (of STEP/params: beside STEP).
 
 A step folder of training may have an item `ema`, averages of the parameters that were trained. They are read in place of those
-parameters; FOLDER/params by its own name is without them.
+parameters; FOLDER/params by its own name is without them. An item `router_bias` (train.router_bias) is no parameter.
 """
 
 import pathlib
 from typing import Any
 
+import numpy as np
 import tensorstore as ts
 
 from .remote import is_url
@@ -17,6 +18,7 @@ from .store import DAMAGED, PARAMS, Arrays, first_line, part_of
 
 CACHE_BYTES = 2**30  # Orbax's chunks may hold many tensors: they stay at hand while one tensor after the other is read
 AVERAGES = 'ema'
+ROUTER_BIAS, _BIAS_PATH = 'router_bias', 'thinker/layers/moe/router_bias'
 _DATABASE = 'manifest.ocdbt'
 _NOT_PUBLISHED = ('commit_success.txt', 'orbax.checkpoint')  # Orbax's own files, beside those whose name starts with _
 
@@ -30,6 +32,16 @@ def find_database(folder: pathlib.Path) -> pathlib.Path | None:
 def find_averages(folder: pathlib.Path) -> pathlib.Path | None:
   """The folder with the averages of a step of training; None if there are none."""
   return folder / AVERAGES if (folder / AVERAGES / _DATABASE).is_file() else None
+
+
+def largest_bias(folder: pathlib.Path) -> float:
+  """The largest bias of expert selection in a step of training, or in the one that FOLDER is the params of; 0: there is none."""
+  place = next((f / ROUTER_BIAS for f in (folder, folder.parent) if (f / ROUTER_BIAS / _DATABASE).is_file()), None)
+  if place is None:
+    return 0.0
+  context = ts.Context()
+  spec = _specs(place, {_BIAS_PATH: ()}, context)[_BIAS_PATH]
+  return float(np.abs(ts.open(spec, open=True, read=True, context=context).result().read().result()).max())
 
 
 def config_folder(folder: pathlib.Path) -> pathlib.Path | None:

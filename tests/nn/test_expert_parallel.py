@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qwen3_omni_jax.nn.expert_parallel import LOSSLESS, METHODS, Dispatch
 from qwen3_omni_jax.nn.expert_weights import Experts
 from qwen3_omni_jax.nn.int8 import Int8, dequantize, quantize
-from qwen3_omni_jax.nn.moe import expert_load, moe, moe_spec, route
+from qwen3_omni_jax.nn.moe import expert_load, expert_pairs, moe, moe_spec, route
 from qwen3_omni_jax.nn.params import abstract_params, stack
 from qwen3_omni_jax.sharding import make_mesh, param_shardings
 from tests.arrays import normal, params_of
@@ -161,9 +161,9 @@ def test_experts_that_cannot_be_shared_out_are_refused(params):
 def test_load_is_each_experts_share_of_what_counts(params):
   routing = routed(tokens('few'), params)
   counts = np.bincount(np.asarray(routing.experts).ravel(), minlength=E)
-  np.testing.assert_allclose(expert_load(routing), counts / (48 * A), rtol=1e-6)
+  np.testing.assert_allclose(expert_load(expert_pairs(routing)), counts / (48 * A), rtol=1e-6)
   keep = np.arange(48).reshape(8, 6) == 0
-  load = expert_load(routing, keep)
+  load = expert_load(expert_pairs(routing, keep))
   np.testing.assert_allclose(np.sort(load)[-A:], 1 / A, rtol=1e-6)
   assert set(np.flatnonzero(load)) == set(np.asarray(routing.experts[0, 0]))
 

@@ -65,14 +65,16 @@ def test_balance_loss_leaves_padding_out_and_is_top_k_when_balanced():
   padded = loss(x, jnp.broadcast_to(valid, (B, T)))
   np.testing.assert_allclose(padded, loss(x[:, :4], jnp.ones((B, 4), bool)), rtol=1e-6)
   assert abs(padded - loss(x, jnp.ones((B, T), bool))) > 1e-4
-  even = RouterSums(jnp.full((2, 8), 1 / 8), jnp.full((2, 8), 1 / 8), jnp.zeros(2), jnp.zeros(2, jnp.int32))
+  even = RouterSums(
+    jnp.full((2, 8), 4.0), jnp.full((2, 8), 1 / 8), jnp.full((2, 8), 1 / 8), jnp.zeros(2), jnp.zeros(2, jnp.int32)
+  )
   np.testing.assert_allclose(balance_loss(even, 3), 3.0, rtol=1e-6)
 
 
 def test_a_layer_that_sends_all_to_one_expert_is_not_balanced_by_other_layers():
   """Every layer to another expert: as unbalanced as can be, and the reference's pooled form does not see it."""
   one_each = jnp.eye(8)
-  sums = RouterSums(one_each, one_each, jnp.zeros(8), jnp.zeros(8, jnp.int32))
+  sums = RouterSums(one_each, one_each, one_each, jnp.zeros(8), jnp.zeros(8, jnp.int32))
   np.testing.assert_allclose(balance_loss(sums, 1), 8.0)
   np.testing.assert_allclose(balance_loss(sums, 1, 'reference'), 1.0)
 
