@@ -9,6 +9,8 @@ from typing import Literal
 
 from qwen3_omni_jax.media.processor import Media
 
+from .vocoder.config import Vocoder
+
 Form = Literal['chat', 'document', 'speech']
 
 
@@ -350,7 +352,7 @@ class Run(Recipe):
   from its weights, 'random' from random ones of its shape. out: the run's folder, or a gs:// URL; a run in it goes on. mesh: a
   strategy of sharding.py or sizes of mesh axes; slices: of TPUs. export: a folder to write the result to in the published layout,
   LoRA merged, with the model's other parts. export_weights: what is exported where averages are kept (step.ema): these, or the
-  raw weights."""
+  raw weights. vocoder: train Code2Wav on waves in place of the other parts (train.vocoder)."""
 
   model: str = ''
   out: str = ''
@@ -363,6 +365,7 @@ class Run(Recipe):
   log: Logging = Logging()
   export: str | None = None
   export_weights: Literal['averaged', 'raw'] = 'averaged'
+  vocoder: Vocoder | None = None
 
   def check(self) -> None:
     """Raises ValueError for what no run can do."""
@@ -392,6 +395,7 @@ class Run(Recipe):
     if self.evaluate is not None and self.evaluate.speech is not None and self.speech is None:
       problems.append('evaluate.speech: for a run that trains the Talker (speech); leave it out')
     problems += self._speech_problems()
+    problems += [] if self.vocoder is None else self._vocoder_problems(self.vocoder)
     if self.save.best and self.evaluate is None:
       problems.append('save.best: there is no held-out loss; give evaluate, or leave it out')
     if self.data.epochs is not None:
@@ -423,4 +427,19 @@ class Run(Recipe):
         for name in ('codes', 'predictor', 'text')
         if (weight := getattr(speech, name)) < 0
       ]
+    return found
+
+  def _vocoder_problems(self, vocoder: Vocoder) -> list[str]:
+    found = vocoder.problems()
+    none = {'lora': self.lora, 'speech': self.speech, 'step.accumulate': self.step.accumulate > 1}
+    none |= {'optimiser.name': self.optimiser.name != 'adamw', 'step.dtype': self.step.dtype != 'float32'}
+    if wrong := [name for name, value in none.items() if value]:
+      found.append(f'vocoder: trained by adamw in float32, whole batches, without {", ".join(wrong)} as given')
+    if self.evaluate is not None and self.evaluate.benchmarks is not None:
+      found.append('evaluate.benchmarks: a vocoder answers nothing; leave them out')
+    named = [bool(source.codes) for source in self.data.sources]
+    if vocoder.codec is None and not all(named):
+      found.append('data.sources: without codes; a vocoder decodes those of `qwen3-omni codes`, unless vocoder.codec is given')
+    if vocoder.codec is not None and any(named):
+      found.append('data.sources: with codes; the codec that is trained makes its own')
     return found

@@ -23,7 +23,7 @@ def finish_run(run: Run, cfg: OmniConfig, roles: Roles, state: TrainState, out: 
   """
   averaged = state.ema if run.export_weights == 'averaged' else None
   lora = {path: p for path, p in (averaged or state.trainable).items() if path.startswith(LORA)}
-  arrays = _on_host(lora) if roles.lora else {}
+  arrays = on_host(lora) if roles.lora else {}
   run_on_first(lambda: _write(run, cfg, roles, int(state.step), arrays, out, model))
 
 
@@ -55,7 +55,7 @@ def _export(run: Run, roles: Roles, checkpoint: epath.Path, adapter: pathlib.Pat
   _print(f'{run.export}: the model in the published layout')
 
 
-def _on_host(tree):
+def on_host(tree):
   if jax.process_count() == 1:
     return jax.device_get(tree)
   from jax.experimental import multihost_utils

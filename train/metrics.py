@@ -115,7 +115,7 @@ class Metrics:
     if 'speech/frames' in values:
       line['frames_per_s'] = values['speech/frames'] / seconds
     line |= self.time.scalars()
-    if self._peak is not None:
+    if self._peak is not None and input_stats['flops']:
       line['mfu'] = input_stats['flops'] / seconds / self._peak
     if not self.is_writer:
       if self.records:

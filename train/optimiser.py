@@ -22,15 +22,28 @@ from qwen3_omni_jax.nn.params import Param
 
 from .config import Optimiser, Part
 
+DISCRIMINATORS = 'discriminators/'
 _MUON_RMS = 0.2  # of a step's entries, as Adam's are about; from "Muon is scalable for LLM training", section 2.2
 
 
 def make_optimiser(
   cfg: Optimiser, steps: int, specs: Mapping[str, Param], parts: Mapping[str, Part]
 ) -> optax.GradientTransformationExtraArgs:
-  """The optax chain; its `update` takes the run's step as `step`. specs, parts: of the trainable parameters, by path."""
+  """The optax chain; its `update` takes the run's step as `step`. specs, parts: of the trainable parameters, by path.
+
+  Parameters under `discriminators/` are clipped by a norm of their own and have moments and a count of their own, so that they
+  may learn in other steps than the rest.
+  """
+  rates = ('rate', _rates(cfg, steps, specs, parts))
   clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
-  return optax.named_chain(('clip', clip), *_directions(cfg, specs), ('rate', _rates(cfg, steps, specs, parts)))
+  judges = {path: path.startswith(DISCRIMINATORS) for path in specs}
+  if not any(judges.values()):
+    return optax.named_chain(('clip', clip), *_directions(cfg, specs), rates)
+  others = {path: not judge for path, judge in judges.items()}
+  clips = optax.chain(optax.masked(clip, others), optax.masked(clip, judges))
+  adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.dtype)
+  of_others, of_judges = optax.masked(adam, others), optax.masked(adam, judges)
+  return optax.named_chain(('clip', clips), ('adam', of_others), (DISCRIMINATORS[:-1], of_judges), rates)
 
 
 def _directions(cfg: Optimiser, specs: Mapping[str, Param]) -> list[tuple[str, optax.GradientTransformation]]:

@@ -37,6 +37,7 @@ from .samples import Speak, write_samples
 from .save_times import SaveTimes
 from .state import Roles, TrainState
 from .task import Task
+from .vocoder.task import VocoderTask
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def _train(run: Run, model: pathlib.Path, began: float, score: Score | None, spe
   """model: the folder with its small files (and its weights, unless they are in a bucket)."""
   mesh = make_mesh(mesh_shape(run.mesh, jax.device_count(), run.slices), slices=run.slices)
   out = epath.Path(run.out)
-  task: Task = OmniTask(run, mesh, model)
+  task: Task = OmniTask(run, mesh, model) if run.vocoder is None else VocoderTask(run, mesh, model)
   _print(_summary(task.roles, mesh))
 
   out.mkdir(parents=True, exist_ok=True)

@@ -61,12 +61,14 @@ class Roles:
 
   specs: of all parameters by path, LoRA's matrices included. trainable: the configured part that each trainable parameter belongs
   to. lora: the configured part of each adapted matrix. rows: the rows of a parameter that are trained, where the others are not.
+  router_bias: shape of the bias of the experts' selection, if there is one (train.router_bias).
   """
 
   specs: dict[str, Param]
   trainable: dict[str, Part]
   lora: dict[str, LoraPart]
   rows: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+  router_bias: tuple[int, int] | None = None
 
   @property
   def trainable_specs(self) -> dict[str, Param]:
@@ -121,7 +123,7 @@ def assign_roles(cfg: OmniConfig, recipe: Recipe) -> Roles:
       trainable[f'{LORA}{path}/{name}'] = Part(part.pattern, part.lr)
   if not trainable:
     raise ValueError('nothing is trained: give parts or lora with a learning rate above 0')
-  roles = Roles(specs, trainable, lora, trained_rows(cfg, recipe, trainable))
+  roles = Roles(specs, trainable, lora, trained_rows(cfg, recipe, trainable), router_bias.bias_shape(cfg, recipe))
   if recipe.speech is not None and recipe.speech.text and not roles.learns(*PARTS):
     raise ValueError(
       f'speech.text {recipe.speech.text}: the Thinker and its encoders are frozen, so its loss teaches nothing; leave it out'
@@ -164,8 +166,12 @@ def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, see
   params: loaded ones (of parts_of(recipe)), by the shardings of `load_shardings`; given away: trainable ones become float32.
   None: random values, in float32. LoRA begins as no change at all.
   """
-  roles = assign_roles(cfg, recipe)
-  cuts = state_shardings(cfg, recipe, mesh)
+  return state_of(assign_roles(cfg, recipe), params, recipe, mesh, seed)
+
+
+def state_of(roles: Roles, params: Params | None, recipe: Recipe, mesh, seed: int = 0) -> TrainState:
+  """init_state of any parameters. params: those that are not random."""
+  cuts = shardings_of(roles, recipe, mesh)
   cut_of = {**cuts.trainable, **cuts.frozen}
   given = {} if params is None else flatten(params)
   loaded = {path: jax.device_put(p, cut_of[path]) for path, p in given.items() if path in roles.specs}
@@ -186,37 +192,45 @@ def init_state(params: Params | None, cfg: OmniConfig, recipe: Recipe, mesh, see
     zero = jax.device_put(jnp.int32(0), cuts.step)
     ema = copy(trainable) if recipe.step.ema else None
     norm = jax.device_put(jnp.float32(0), cuts.step)
-    shape = router_bias.bias_shape(cfg, recipe)
+    shape = roles.router_bias
     bias = None if shape is None else jax.device_put(jnp.zeros(shape, jnp.float32), cuts.step)
     return TrainState(zero, trainable, everything, optimiser, ema, jnp.copy(zero), jnp.copy(zero), norm, bias)
 
 
 def abstract_state(cfg: OmniConfig, recipe: Recipe, mesh, frozen_dtype=jnp.bfloat16) -> TrainState:
   """Shapes, dtypes and shardings of the state, without its memory: to plan with, and to restore into."""
-  cuts = state_shardings(cfg, recipe, mesh)
+  return abstract_of(assign_roles(cfg, recipe), recipe, mesh, frozen_dtype)
+
+
+def abstract_of(roles: Roles, recipe: Recipe, mesh, frozen_dtype=jnp.bfloat16) -> TrainState:
+  """abstract_state of any parameters."""
+  cuts = shardings_of(roles, recipe, mesh)
   place = lambda x, cut: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut)
-  return jax.tree.map(place, _abstract(cfg, recipe, frozen_dtype), cuts)
+  return jax.tree.map(place, _abstract(roles, recipe, frozen_dtype), cuts)
 
 
-def _abstract(cfg: OmniConfig, recipe: Recipe, frozen_dtype) -> TrainState:
-  roles = assign_roles(cfg, recipe)
+def _abstract(roles: Roles, recipe: Recipe, frozen_dtype) -> TrainState:
   trainable = {path: jax.ShapeDtypeStruct(param.shape, jnp.float32) for path, param in roles.trainable_specs.items()}
   frozen = {path: jax.ShapeDtypeStruct(roles.specs[path].shape, frozen_dtype) for path in roles.frozen}
   with jax.numpy_dtype_promotion('standard'):
     optimiser = jax.eval_shape(build_optimiser(recipe, roles).init, trainable)
   count = jax.ShapeDtypeStruct((), jnp.int32)
   norm = jax.ShapeDtypeStruct((), jnp.float32)
-  shape = router_bias.bias_shape(cfg, recipe)
+  shape = roles.router_bias
   bias = None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32)
   return TrainState(count, trainable, frozen, optimiser, dict(trainable) if recipe.step.ema else None, count, count, norm, bias)
 
 
 def state_shardings(cfg: OmniConfig, recipe: Recipe, mesh) -> TrainState:
   """A TrainState of NamedShardings: optimiser state and averages lie as their parameters do."""
-  roles = assign_roles(cfg, recipe)
+  return shardings_of(assign_roles(cfg, recipe), recipe, mesh)
+
+
+def shardings_of(roles: Roles, recipe: Recipe, mesh) -> TrainState:
+  """state_shardings of any parameters."""
   cut = flatten(param_shardings(unflatten(roles.specs), mesh))
   whole = NamedSharding(mesh, PartitionSpec())
-  shapes = _abstract(cfg, recipe, jnp.bfloat16)
+  shapes = _abstract(roles, recipe, jnp.bfloat16)
   of_moment = functools.partial(_moment_sharding, specs=roles.specs, mesh=mesh)
   optimiser = jax.tree_util.tree_map_with_path(of_moment, shapes.optimiser)
   trainable = {path: cut[path] for path in roles.trainable}
