@@ -98,7 +98,7 @@ CHAT_TEMPLATE = """{%- macro parts(content) -%}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--out', required=True, metavar='DIR', help='new folder')
-  sizes = 'tiny: under 10 M parameters; small: about 200 M; nano: 4 M without a Talker, a size to train at home'
+  sizes = 'tiny: under 10 M parameters; small: about 200 M; nano: 7 M, a size to train at home'
   parser.add_argument('--preset', default='tiny', choices=PRESETS, help=sizes)
   parser.add_argument('--seed', type=int, default=0, help='of the random weights')
   parser.add_argument('--variant', default='instruct', choices=VARIANTS, help='thinking and captioner have no Talker')
