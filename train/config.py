@@ -80,7 +80,8 @@ class Step:
   """How a step is computed. dtype: of the computation; masters are float32. accumulate: microbatches a step. remat,
   encoder_remat: of nn.remat. buffer: room for tokens of experts on a mesh (None: as much as can be needed; see
   nn.expert_parallel.Dispatch). ema: decay of averaged weights, 0 for none. skip_nonfinite: leave everything as it is when loss
-  or gradient is not finite. spike: also when the gradient's norm is more than so many times its running mean; 0: never."""
+  or gradient is not finite. spike: also when the gradient's norm is more than so many times its running mean; 0: never. xla:
+  options of the compiler for the step, each `name=value`; it refuses those that it does not know."""
 
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
   accumulate: int = 1
@@ -90,6 +91,13 @@ class Step:
   ema: float = 0.0
   skip_nonfinite: bool = True
   spike: float = 0.0
+  xla: tuple[str, ...] = ()
+
+  @property
+  def compiler_options(self) -> dict[str, str | bool]:
+    """xla as jax.jit takes it."""
+    pairs = (text.partition('=') for text in self.xla)
+    return {name.strip(): {'true': True, 'false': False}.get(value.strip(), value.strip()) for name, _, value in pairs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,6 +404,7 @@ class Run(Recipe):
       problems.append('evaluate.speech: for a run that trains the Talker (speech); leave it out')
     problems += self._speech_problems()
     problems += [] if self.vocoder is None else self._vocoder_problems(self.vocoder)
+    problems += [f'step.xla {text!r}: expected name=value' for text in self.step.xla if not all(text.partition('=')[::2])]
     if self.save.best and self.evaluate is None:
       problems.append('save.best: there is no held-out loss; give evaluate, or leave it out')
     if self.data.epochs is not None:

@@ -205,9 +205,9 @@ def _metrics(sums: Metrics, weight: Array, grad_norm: Array, rate: Array, state:
 
 
 def jitted_step(cfg: OmniConfig, recipe: Recipe, mesh) -> Any:
-  """The step jitted for a mesh: the state's layout kept, its memory reused."""
+  """The step jitted for a mesh: the state's layout kept, its memory reused. step.xla goes to the compiler."""
   out = (state_shardings(cfg, recipe, mesh), NamedSharding(mesh, PartitionSpec()))
-  return jax.jit(make_step(cfg, recipe), donate_argnums=0, out_shardings=out)
+  return jax.jit(make_step(cfg, recipe), donate_argnums=0, out_shardings=out, compiler_options=recipe.step.compiler_options)
 
 
 def compiled_step(cfg: OmniConfig, recipe: Recipe, mesh) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:

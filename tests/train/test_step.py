@@ -86,6 +86,15 @@ def test_a_step_on_every_modality_trains_all_that_it_should():
   np.testing.assert_allclose(kinds / metrics['weight'], metrics['cross_entropy'], rtol=1e-5)
 
 
+def test_the_compiler_gets_the_options_of_the_step_and_refuses_unknown_ones():
+  with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_nonsense'"):
+    run(dataclasses.replace(EXACT, step=dataclasses.replace(EXACT.step, xla=('xla_nonsense=1',))), batches.batch())
+  options = dataclasses.replace(EXACT.step, xla=('xla_a=true', 'xla_b=98304', 'xla_c = false')).compiler_options
+  assert options == {'xla_a': True, 'xla_b': '98304', 'xla_c': False}
+  with pytest.raises(ValueError, match="step.xla 'xla_a': expected name=value"):
+    Run(model='m', out='o', step=Step(xla=('xla_a',))).check()
+
+
 def test_frozen_parts_do_not_change_by_a_bit():
   before = flatten(batches.params())
   state, _ = run(ADAPTER, batches.batch(), steps=2)

@@ -250,10 +250,14 @@ def shard_crops(batch: Crops) -> Crops:
   return jax.lax.with_sharding_constraint(batch, PartitionSpec(batch_axes(len(batch.begin), mesh) or None))
 
 
-def compiled(function: Callable, mesh, shardings: TrainState | None = None) -> Callable:
-  """Jitted for a mesh, which is set around each call. shardings: of the state that a step gives, whose memory it reuses."""
+def compiled(
+  function: Callable, mesh, shardings: TrainState | None = None, options: dict[str, str | bool] | None = None
+) -> Callable:
+  """Jitted for a mesh, which is set around each call. shardings: of the state that a step gives, whose memory it reuses. options:
+  of the compiler."""
   whole = NamedSharding(mesh, PartitionSpec())
-  run = jax.jit(function) if shardings is None else jax.jit(function, donate_argnums=0, out_shardings=(shardings, whole))
+  layout: dict[str, Any] = {} if shardings is None else {'donate_argnums': 0, 'out_shardings': (shardings, whole)}
+  run = jax.jit(function, compiler_options=options, **layout)
 
   @functools.wraps(function)
   def call(state, batch):

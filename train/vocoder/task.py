@@ -100,7 +100,7 @@ class VocoderTask:
 
   def step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     step = make_step(self.networks, self.run, self.roles)
-    return compiled(step, self.mesh, shardings_of(self.roles, self.run, self.mesh))
+    return compiled(step, self.mesh, shardings_of(self.roles, self.run, self.mesh), self.run.step.compiler_options)
 
   def evaluation(self) -> Callable[[TrainState], dict[str, float]] | None:
     asked = self.run.evaluate
