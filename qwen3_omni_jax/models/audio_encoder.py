@@ -123,7 +123,8 @@ def encode_audio(
     return shard_items(add(x, y)), None
 
   x, _ = jax.lax.scan(rematerialised(layer, remat), x, params['layers'])
-  return linear(gelu(linear(layer_norm(x, params['norm'], NORM_EPS), params['proj1'])), params['proj2'])
+  x = shard_items(gelu(linear(layer_norm(x, params['norm'], NORM_EPS), params['proj1'])))
+  return shard_items(linear(x, params['proj2']))
 
 
 def _project(x: Float[Array, 'R S D'], p: Params) -> Float[Array, 'R S N H']:

@@ -232,6 +232,20 @@ def test_media_add_nothing_to_what_the_devices_of_a_step_send():
   assert 0 < total[1] <= total[0] <= total[1] + 64, sent
 
 
+@pytest.mark.slow
+def test_features_are_gathered_along_context_alone_where_it_cuts_the_tokens_of_a_lane():
+  """Forward and backward, with trained encoders: once their outputs went to all devices, so that memory grew with their number."""
+  mesh = make_mesh({'fsdp': 2, 'expert': 2, 'context': 2})
+  recipe = dataclasses.replace(recomputing('full'), parts=(Part('audio', 1e-3), Part('vision', 1e-3), Part('thinker', 1e-3)))
+  batch = batches.batch()
+  text = batch.replace(tokens=batch.tokens.replace(audio_index=None, visual_index=None), media=Media())
+  of_all = {}
+  for name, given in (('media', batch), ('text', text)):
+    gathered = collectives(compiled_text(recipe, given, mesh), dict(mesh.shape))['all-gather']
+    of_all[name] = {axes: n for axes, n in gathered.items() if {'fsdp', 'expert'} <= set(axes.split('+'))}
+  assert of_all['media'] == of_all['text'], of_all
+
+
 def compiled_text(recipe, batch, mesh) -> str:
   shaped = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
   batch = jax.tree.map(shaped, batch, batch_specs(batch, mesh))
