@@ -234,7 +234,7 @@ def test_media_add_nothing_to_what_the_devices_of_a_step_send():
 
 @pytest.mark.slow
 def test_features_are_gathered_along_context_alone_where_it_cuts_the_tokens_of_a_lane():
-  """Forward and backward, with trained encoders: once their outputs went to all devices, so that memory grew with their number."""
+  """Forward and backward, with trained encoders: once their outputs went to all devices: memory grew with their number."""
   mesh = make_mesh({'fsdp': 2, 'expert': 2, 'context': 2})
   recipe = dataclasses.replace(recomputing('full'), parts=(Part('audio', 1e-3), Part('vision', 1e-3), Part('thinker', 1e-3)))
   batch = batches.batch()
