@@ -42,7 +42,7 @@ def beside(folder: pathlib.Path, remat: str, repeats: int) -> dict:
   import jax
   import torch
   from qwen3_omni_jax.train.batch import TrainBatch
-  from qwen3_omni_jax.train.config import Part, Recipe, Step
+  from qwen3_omni_jax.train.config import Loss, Part, Recipe, Step
   from qwen3_omni_jax.train.state import assign_roles, flatten
   from qwen3_omni_jax.train.step import loss_sums
 
@@ -53,7 +53,8 @@ def beside(folder: pathlib.Path, remat: str, repeats: int) -> dict:
   from tests.reference import Reference
 
   cfg, reference = load_config(folder), Reference.load(folder)
-  recipe = Recipe(parts=(Part('thinker', 1e-3),), step=Step(dtype='float32', remat=remat))
+  loss = Loss(balance_form='reference')  # of all layers together, as transformers has it
+  recipe = Recipe(parts=(Part('thinker', 1e-3),), loss=loss, step=Step(dtype='float32', remat=remat))
   params = flatten(load_params(folder, cfg, dtype='float32', parts=('thinker',)))
   trainable = {path: jax.numpy.asarray(p) for path, p in params.items()}
   ids = np.random.default_rng(0).integers(0, 1000, (1, TOKENS)).astype(np.int32)
