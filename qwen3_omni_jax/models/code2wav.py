@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ..config import Code2WavConfig
-from ..nn import rope
-from ..nn.attention import attention
 from ..nn.conv import (
   causal_conv,
   causal_conv_spec,
@@ -25,6 +23,7 @@ from ..nn.conv import (
 from ..nn.layers import gelu, layer_norm, layer_norm_spec, linear, linear_spec, rms_norm, swiglu, swiglu_spec
 from ..nn.params import Param, Spec, declare, stack
 from ..nn.snake import snake_beta
+from ..nn.windowed_attention import windowed_attention
 from ..shapes import Array, Bool, Float, Int, Params
 
 TAPS = 7  # of every causal convolution; fixed in the reference
@@ -208,35 +207,14 @@ def _begun(x: Float[Array, 'B T C'], frames: Int[Array, ' B'], chunk: int, lead:
 
 def _transformer(params: Params, cfg: Code2WavConfig, x: Float[Array, 'B F D'], state: Code2WavState):
   """(output, k, v): causal attention over the last `sliding_window` frames, those of earlier chunks from the state."""
-  B, F, _ = x.shape
-  window = cfg.sliding_window
-  index = state.frames[:, None] + jnp.arange(F, dtype=jnp.int32)
-  k_index = state.frames[:, None] + jnp.arange(1 - window, F, dtype=jnp.int32)
-  angle = rope.angles(index, cfg.head_dim, cfg.rope_theta)
 
   def layer(x, inputs):
-    p, k_before, v_before = inputs
-    a = p['attn']
+    p, k, v = inputs
     normed = rms_norm(x, p['attn_norm'], cfg.rms_norm_eps)
-    q = rope.rotate(jnp.einsum('BTD,DNH->BTNH', normed, a['q'].astype(x.dtype)), angle)
-    k = rope.rotate(jnp.einsum('BTD,DKH->BTKH', normed, a['k'].astype(x.dtype)), angle)
-    v = jnp.einsum('BTD,DKH->BTKH', normed, a['v'].astype(x.dtype))
-    k = jnp.concatenate([k_before.astype(x.dtype), k], axis=1)
-    v = jnp.concatenate([v_before.astype(x.dtype), v], axis=1)
-    out = attention(
-      q,
-      k,
-      v,
-      q_segment=jnp.ones((B, F), jnp.int32),
-      k_segment=(k_index >= 0).astype(jnp.int32),
-      q_index=index,
-      k_index=k_index,
-      causal=True,
-      window=window,
-    )
-    x = x + p['attn_scale'].astype(x.dtype) * jnp.einsum('BTNH,NHD->BTD', out, a['o'].astype(x.dtype))
+    out, k, v = windowed_attention(normed, p['attn'], state.frames, k, v, cfg.rope_theta)
+    x = x + p['attn_scale'].astype(x.dtype) * out
     x = x + p['mlp_scale'].astype(x.dtype) * swiglu(rms_norm(x, p['mlp_norm'], cfg.rms_norm_eps), p['mlp'])
-    return x, (k[:, F:].astype(k_before.dtype), v[:, F:].astype(v_before.dtype))
+    return x, (k, v)
 
   x, (k, v) = jax.lax.scan(layer, x, (params['layers'], state.k, state.v))
   return rms_norm(x, params['norm'], cfg.rms_norm_eps), k, v

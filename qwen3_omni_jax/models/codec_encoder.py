@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from ..codec_config import CodecConfig
-from ..nn import rope
-from ..nn.attention import attention
 from ..nn.conv import causal_conv, causal_conv_spec
 from ..nn.layers import gelu, layer_norm, layer_norm_spec, linear, linear_spec
 from ..nn.params import Param, Spec, stack
+from ..nn.windowed_attention import windowed_attention
 from ..shapes import Array, Bool, Float, Int, Params
 from .quantizer import quantise, quantizer_spec
 
@@ -146,36 +145,14 @@ def shrink(
 
 def transform(params: Params, cfg: CodecConfig, x: Float[Array, 'B T D'], state: EncoderState):
   """(output 'B T D', k, v): causal attention over the last `sliding_window` steps, those of earlier chunks from the state."""
-  B, T, _ = x.shape
-  begin = state.frames[:, None] * cfg.latent_stride
-  index = begin + jnp.arange(T, dtype=jnp.int32)
-  k_index = begin + jnp.arange(1 - cfg.sliding_window, T, dtype=jnp.int32)
-  angle = rope.angles(index, cfg.head_dim, cfg.rope_theta)
+  begin = state.frames * cfg.latent_stride
 
   def layer(x, inputs):
-    p, k_before, v_before = inputs
-    a = p['attn']
-    normed = layer_norm(x, p['attn_norm'], cfg.norm_eps)
-    q = rope.rotate(jnp.einsum('BTD,DNH->BTNH', normed, a['q'].astype(x.dtype)), angle)
-    k = rope.rotate(jnp.einsum('BTD,DKH->BTKH', normed, a['k'].astype(x.dtype)), angle)
-    v = jnp.einsum('BTD,DKH->BTKH', normed, a['v'].astype(x.dtype))
-    k = jnp.concatenate([k_before.astype(x.dtype), k], axis=1)
-    v = jnp.concatenate([v_before.astype(x.dtype), v], axis=1)
-    out = attention(
-      q,
-      k,
-      v,
-      q_segment=jnp.ones((B, T), jnp.int32),
-      k_segment=(k_index >= 0).astype(jnp.int32),
-      q_index=index,
-      k_index=k_index,
-      causal=True,
-      window=cfg.sliding_window,
-    )
-    x = x + p['attn_scale'].astype(x.dtype) * jnp.einsum('BTNH,NHD->BTD', out, a['o'].astype(x.dtype))
+    p, k, v = inputs
+    out, k, v = windowed_attention(layer_norm(x, p['attn_norm'], cfg.norm_eps), p['attn'], begin, k, v, cfg.rope_theta)
+    x = x + p['attn_scale'].astype(x.dtype) * out
     y = linear(gelu(linear(layer_norm(x, p['mlp_norm'], cfg.norm_eps), p['mlp']['up'])), p['mlp']['down'])
-    x = x + p['mlp_scale'].astype(x.dtype) * y
-    return x, (k[:, T:].astype(k_before.dtype), v[:, T:].astype(v_before.dtype))
+    return x + p['mlp_scale'].astype(x.dtype) * y, (k, v)
 
   x, (k, v) = jax.lax.scan(layer, x, (params['layers'], state.k, state.v))
   return x, k, v
