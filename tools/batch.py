@@ -4,12 +4,12 @@ import argparse
 import json
 import signal
 import sys
-import time
 from typing import Any
 
 from qwen3_omni_jax import compile_cache, devices
 
 from .conversation import add_media_argument
+from .progress import progress_line
 
 SETTINGS = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed', 'max_frames', 'talker_temperature')
 
@@ -145,19 +145,8 @@ def _dry_run(args: argparse.Namespace, config) -> int:
 
 
 def _progress():
-  """A line on a terminal that is written over; elsewhere a plain line every half minute."""
-  started, last = time.monotonic(), [time.monotonic()]
-  terminal = sys.stderr.isatty()
-
-  def report_progress(rows: int, total: int) -> None:
-    now = time.monotonic()
-    if now - last[0] < (0.5 if terminal else 30):
-      return
-    last[0] = now
-    line = f'{rows} rows of this run, {total} in the job; {rows / (now - started):.2f} rows/s'
-    print(f'\r{line}   ' if terminal else line, end='' if terminal else '\n', file=sys.stderr, flush=True)
-
-  return report_progress
+  report = progress_line()
+  return lambda rows, total: report(lambda s: f'{rows} rows of this run, {total} in the job; {rows / s:.2f} rows/s')
 
 
 def _tell(summary: dict[str, Any], as_json: bool) -> int:

@@ -4,10 +4,10 @@ import argparse
 import json
 import os
 import signal
-import sys
-import time
 
 from qwen3_omni_jax import compile_cache, devices
+
+from .progress import progress_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,19 +69,12 @@ def _of_launcher() -> tuple[int, int] | None:
 
 
 def _progress():
-  """A line on a terminal that is written over; elsewhere a plain line every half minute."""
-  started, last = time.monotonic(), [time.monotonic()]
-  terminal = sys.stderr.isatty()
+  report = progress_line()
 
-  def report(done: int, total: int, seconds: float) -> None:
-    now = time.monotonic()
-    if now - last[0] < (0.5 if terminal else 30):
-      return
-    last[0] = now
-    line = f'{done} of {total} recordings, {seconds / 3600:.2f} h of sound, {seconds / (now - started):.0f} times real time'
-    print(f'\r{line}   ' if terminal else line, end='' if terminal else '\n', file=sys.stderr, flush=True)
+  def tell(done: int, total: int, seconds: float) -> None:
+    report(lambda s: f'{done} of {total} recordings, {seconds / 3600:.2f} h of sound, {seconds / s:.0f} times real time')
 
-  return report
+  return tell
 
 
 def _tell(summary: dict, as_json: bool) -> int:
